@@ -1,0 +1,245 @@
+"""The core operators: what a node computes, never where it sits. Constants are read-only float64 NumPy arrays.
+
+Shapes are without batch axes. Every op answers `output_shape`; what it *means* to an algorithm is its rule (rules/).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+Shape = tuple[int, ...]
+
+
+def frozen_array(values: object, dtype: type = np.float64) -> np.ndarray:
+    """A read-only contiguous copy; ops hold nothing that anyone can change afterwards."""
+    array = np.array(values, dtype=dtype, order="C", copy=True)
+    array.setflags(write=False)
+    return array
+
+
+@dataclass(frozen=True, eq=False)
+class Op:
+    """Base of all ops."""
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        raise NotImplementedError(type(self).__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Input(Op):
+    """The audited point."""
+
+    shape: Shape
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        return self.shape
+
+
+@dataclass(frozen=True, eq=False)
+class Cotangent(Op):
+    """The objective c of Jᵀc: a constant per (point, objective), supplied with the region."""
+
+    shape: Shape
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        return self.shape
+
+
+@dataclass(frozen=True, eq=False)
+class Linear(Op):
+    """y = W x + b on the last axis. `weight` is (out, in), `bias` is (out,) or None."""
+
+    weight: np.ndarray
+    bias: np.ndarray | None = None
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        _require(bool(shape) and shape[-1] == self.weight.shape[1], f"Linear {self.weight.shape} on {shape}")
+        return (*shape[:-1], self.weight.shape[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Conv(Op):
+    """Cross-correlation over 1 or 2 spatial axes, as ONNX `Conv`.
+
+    `weight` is (out, in / groups, *kernel); `padding` has one (before, after) pair per spatial axis.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray | None
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        channels, *spatial = shape
+        _require(len(spatial) == self.weight.ndim - 2, f"Conv {self.weight.shape} on {shape}")
+        _require(channels == self.weight.shape[1] * self.groups, f"Conv {self.weight.shape} on {shape}")
+        sizes = (
+            (n + p0 + p1 - d * (k - 1) - 1) // s + 1
+            for n, (p0, p1), d, k, s in zip(
+                spatial, self.padding, self.dilation, self.weight.shape[2:], self.stride, strict=True
+            )
+        )
+        return (self.weight.shape[0], *sizes)
+
+
+@dataclass(frozen=True, eq=False)
+class ScaleShift(Op):
+    """y = scale * x + shift with constants that broadcast to x (and do not grow it); None means 1 or 0."""
+
+    scale: np.ndarray | None = None
+    shift: np.ndarray | None = None
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        for constant in (self.scale, self.shift):
+            if constant is not None:
+                _require(np.broadcast_shapes(constant.shape, shape) == shape, f"constant {constant.shape} on {shape}")
+        return shape
+
+
+@dataclass(frozen=True, eq=False)
+class Add(Op):
+    """Sum of two values of one shape (broadcast with `Expand` first)."""
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        _require(len(shapes) == 2 and shapes[0] == shapes[1], f"Add of {shapes}")
+        return shapes[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Multiply(Op):
+    """Elementwise product of two variable values of one shape."""
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        _require(len(shapes) == 2 and shapes[0] == shapes[1], f"Multiply of {shapes}")
+        return shapes[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Elementwise(Op):
+    """A scalar curve applied to every entry; `curve` is a row of rules/curve_facts.py, `parameters` its constants."""
+
+    curve: str
+    parameters: tuple[float, ...] = ()
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        return shape
+
+
+@dataclass(frozen=True, eq=False)
+class Reshape(Op):
+    """Same entries in the same order, another shape."""
+
+    shape: Shape
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        _require(math.prod(shape) == math.prod(self.shape), f"Reshape {shape} to {self.shape}")
+        return self.shape
+
+
+@dataclass(frozen=True, eq=False)
+class Transpose(Op):
+    """Permute the axes: output axis i is input axis `axes[i]`."""
+
+    axes: tuple[int, ...]
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        _require(sorted(self.axes) == list(range(len(shape))), f"Transpose {self.axes} of {shape}")
+        return tuple(shape[a] for a in self.axes)
+
+
+@dataclass(frozen=True, eq=False)
+class Expand(Op):
+    """Broadcast to `shape` by NumPy's rules."""
+
+    shape: Shape
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        _require(np.broadcast_shapes(shape, self.shape) == self.shape, f"Expand {shape} to {self.shape}")
+        return self.shape
+
+
+@dataclass(frozen=True, eq=False)
+class Sum(Op):
+    """Sum over `axes`, which are kept with length 1."""
+
+    axes: tuple[int, ...]
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        _require(all(0 <= a < len(shape) for a in self.axes), f"Sum over {self.axes} of {shape}")
+        return tuple(1 if a in self.axes else n for a, n in enumerate(shape))
+
+
+@dataclass(frozen=True, eq=False)
+class Select(Op):
+    """Entries `indices` along `axis`, in that order: slice, gather and split with constant positions."""
+
+    axis: int
+    indices: tuple[int, ...]
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        _require(0 <= self.axis < len(shape), f"Select on axis {self.axis} of {shape}")
+        _require(all(0 <= i < shape[self.axis] for i in self.indices), f"Select {self.indices} of {shape}")
+        return (*shape[: self.axis], len(self.indices), *shape[self.axis + 1 :])
+
+
+@dataclass(frozen=True, eq=False)
+class Pad(Op):
+    """Constant padding; one (before, after) pair per axis, none negative."""
+
+    padding: tuple[tuple[int, int], ...]
+    value: float = 0.0
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        _require(len(shape) == len(self.padding), f"Pad {self.padding} of {shape}")
+        _require(all(p >= 0 for pair in self.padding for p in pair), f"negative Pad {self.padding}")
+        return tuple(n + a + b for n, (a, b) in zip(shape, self.padding, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Concat(Op):
+    """Join any number of values along `axis`."""
+
+    axis: int
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        first = shapes[0]
+        for shape in shapes[1:]:
+            same = all(a == b for i, (a, b) in enumerate(zip(first, shape, strict=True)) if i != self.axis)
+            _require(same, f"Concat of {shapes} on axis {self.axis}")
+        return (*first[: self.axis], sum(s[self.axis] for s in shapes), *first[self.axis + 1 :])
+
+
+@dataclass(frozen=True, eq=False)
+class Adjoint(Op):
+    """The transpose of the linear part of `inner`, a one-input affine op whose input had shape `shape`.
+
+    Only differentiation makes these. The transpose of an `Adjoint` is the linear part of `inner` again.
+    """
+
+    inner: Op
+    shape: Shape
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        _require(shape == self.inner.output_shape(self.shape), f"Adjoint of {type(self.inner).__name__} on {shape}")
+        return self.shape
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
