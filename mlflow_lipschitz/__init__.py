@@ -1,0 +1,62 @@
+"""Certified Lipschitz, monotonicity and robustness bounds as an MLflow gate.
+
+Every public name is loaded on first use, so that `import mlflow_lipschitz` costs nothing: no torch, onnx,
+great_expectations or mlflow.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow_lipschitz.audit import AuditOptions, AuditResult, audit
+    from mlflow_lipschitz.certify import certified_radius, certify_lipschitz, certify_monotonicity
+    from mlflow_lipschitz.engine.domains.region import Box, LpBall
+    from mlflow_lipschitz.frontends import trace
+    from mlflow_lipschitz.policy import load_policy
+    from mlflow_lipschitz.registry.promotion import promote
+
+_ORIGINS = {
+    "AuditOptions": "audit",
+    "AuditResult": "audit",
+    "audit": "audit",
+    "certified_radius": "certify",
+    "certify_lipschitz": "certify",
+    "certify_monotonicity": "certify",
+    "Box": "engine.domains.region",
+    "LpBall": "engine.domains.region",
+    "trace": "frontends",
+    "load_policy": "policy",
+    "promote": "registry.promotion",
+}
+
+__all__ = [
+    "AuditOptions",
+    "AuditResult",
+    "Box",
+    "LpBall",
+    "audit",
+    "certified_radius",
+    "certify_lipschitz",
+    "certify_monotonicity",
+    "load_policy",
+    "promote",
+    "trace",
+]
+
+try:
+    __version__ = version("mlflow-lipschitz")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ORIGINS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_ORIGINS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

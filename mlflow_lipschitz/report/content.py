@@ -1,0 +1,76 @@
+"""What every report is made from: one frozen value, so that all formats tell the same story."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from mlflow_lipschitz.certificates.schema import Counterexample
+    from mlflow_lipschitz.gate.verdict import CheckOutcome, Verdict
+
+HEADLINES = {
+    "passed": "Passed: every check that decides is proved.",
+    "blocked": "Blocked: at least one check that decides is not proved.",
+    "error": "Error: the audit could not decide, so nothing is passed.",
+}
+
+NOT_MEANT = (
+    "A bound holds for the audited rows and the perturbations described here, and for nothing else. It is evidence for"
+    " a property of the model; it says nothing about accuracy, fairness, or fitness for a purpose."
+)
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """
+    Attributes:
+        model: the audited model's URI.
+        policy: the policy's reference, `name@version sha256:…`.
+        frame: the bounds table, one row per audited point.
+        facts: name -> text; norm, radius, domain, method, arithmetic claim, versions: what repeating the audit needs.
+        explanations: check type -> what the number means and does not mean.
+        policy_file: how annotations name the policy's file.
+    """
+
+    model: str
+    policy: str
+    verdict: Verdict
+    frame: pd.DataFrame
+    counterexamples: tuple[Counterexample, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+    explanations: Mapping[str, str] = field(default_factory=dict)
+    policy_file: str = "policy.yaml"
+
+    @property
+    def headline(self) -> str:
+        return HEADLINES[self.verdict.status]
+
+    @property
+    def status_counts(self) -> dict[str, int]:
+        """Number of rows per status, in a fixed order, statuses without rows left out."""
+        counts = self.frame["status"].value_counts()
+        return {s: int(counts[s]) for s in ("certified", "violated", "undecided", "error") if s in counts}
+
+
+def number(value: object) -> str:
+    """A figure for people: four significant digits, ∞ spelled out, text unchanged, nothing for None."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if value in (float("inf"), float("-inf")):
+        return "∞" if value > 0 else "-∞"
+    return f"{value:.4g}"
+
+
+def verdict_word(outcome: CheckOutcome) -> str:
+    """One word per check for tables and lines: ok, FAIL, warn, info or ERROR."""
+    if outcome.status == "error":
+        return "ERROR"
+    if outcome.passed:
+        return "ok"
+    return {"critical": "FAIL", "warning": "warn", "info": "info"}[outcome.severity]

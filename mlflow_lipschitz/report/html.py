@@ -1,0 +1,132 @@
+"""`report.html`: one file without a link or a script, made for MLflow's narrow artifact viewer.
+
+Every piece of text passes `escape`: feature names, model names and messages are the user's data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+import pandas as pd
+
+from mlflow_lipschitz.report.content import NOT_MEANT, ReportContent, number, verdict_word
+from mlflow_lipschitz.report.plots import interval_plot
+
+SHOWN_ROWS = 50
+
+_STYLE = """
+:root{color-scheme:light dark;--good:#1a7f37;--bad:#cf222e;--unsure:#9a6700;--line:#8888}
+body{font:14px/1.45 system-ui,sans-serif;margin:0 auto;padding:12px;max-width:660px;overflow-wrap:anywhere}
+h1{font-size:18px;border-left:6px solid;padding-left:10px}h2{font-size:15px;margin:22px 0 6px}
+.passed,.ok{color:var(--good)}.blocked,.FAIL,.ERROR,.error{color:var(--bad)}.warn,.info{color:var(--unsure)}
+table{border-collapse:collapse;width:100%;font-size:12.5px}
+th,td{text-align:left;padding:3px 6px;border-bottom:1px solid var(--line);vertical-align:top}
+.scroll{overflow-x:auto}svg{width:100%;height:auto;font-size:11px;fill:currentColor}
+svg line{stroke:var(--line)}svg .certified{stroke:var(--good)}svg .violated,svg .error{stroke:var(--bad)}
+svg .undecided{stroke:var(--unsure)}svg .limit{stroke-dasharray:5 4;stroke:var(--bad)}svg text.limit{stroke:none}
+summary{cursor:pointer;margin-top:14px}dt{font-weight:600}dd{margin:0 0 6px}
+"""
+
+
+def report_html(content: ReportContent) -> str:
+    """The whole report as one HTML document."""
+    sections = [
+        f'<h1 class="{escape(content.verdict.status)}">{escape(content.headline)}</h1>',
+        f"<p>{escape(content.model)}<br>policy {escape(content.policy)}</p>",
+        "<h2>Checks</h2>" + _checks(content),
+        _counterexamples(content),
+        "<h2>Bounds</h2>" + "".join(_plots(content)),
+        _facts(content),
+        _explanations(content),
+        _rows(content.frame),
+        f"<p>{escape(NOT_MEANT)}</p>",
+    ]
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Lipschitz audit</title>'
+        f"<style>{_STYLE}</style></head><body>{''.join(sections)}</body></html>\n"
+    )
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    body = "".join("<tr>" + "".join(f"<td>{escape(number(c))}</td>" for c in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def _checks(content: ReportContent) -> str:
+    rows = []
+    for check in content.verdict.checks:
+        word = verdict_word(check)
+        cells = (check.id, check.severity, number(check.observed), number(check.threshold), check.message)
+        rows.append(
+            f'<tr><td class="{word}"><b>{word}</b></td>'
+            + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
+            + "</tr>"
+        )
+    head = "<tr><th></th><th>check</th><th>severity</th><th>observed</th><th>threshold</th><th></th></tr>"
+    counts = ", ".join(f"{count} {status}" for status, count in content.status_counts.items())
+    return (
+        f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>'
+        f"<p>{len(content.frame)} rows: {escape(counts)}</p>"
+    )
+
+
+def _counterexamples(content: ReportContent) -> str:
+    if not content.counterexamples:
+        return ""
+    items = "".join(f"<li>{escape(str(example))}</li>" for example in content.counterexamples[:SHOWN_ROWS])
+    first = content.counterexamples[0]
+    point = _table(list(first.point), [list(first.point.values())])
+    return (
+        f"<h2>Where it breaks</h2><p>Points of the audited regions at which a check is false.</p><ul>{items}</ul>"
+        f"<p>All features at the first of them:</p>{point}"
+    )
+
+
+def _plots(content: ReportContent) -> list[str]:
+    frame, statuses = content.frame, content.frame["status"].tolist()
+    limits = [c.threshold for c in content.verdict.checks if c.type == "lipschitz_at_most"]
+    limit = float(limits[0]) if limits and isinstance(limits[0], (int, float)) else None
+    label = "Lipschitz bound: attained (bottom) to certified (top)"
+    plots = [
+        interval_plot(
+            frame["lipschitz_lower"].to_numpy(), frame["lipschitz_upper"].to_numpy(), statuses, label=label, limit=limit
+        )
+    ]
+    for name in (column.removeprefix("monotone:") for column in frame.columns if column.startswith("monotone:")):
+        lower, upper = f"sensitivity_lower:{name}", f"sensitivity_upper:{name}"
+        if {lower, upper} <= set(frame.columns):
+            text = f"derivative in {name}: certified range"
+            plots.append(interval_plot(frame[lower].to_numpy(), frame[upper].to_numpy(), statuses, label=text))
+    return plots
+
+
+def _facts(content: ReportContent) -> str:
+    return "<h2>What was proved, and how</h2>" + _table(("", ""), list(content.facts.items()))
+
+
+def _explanations(content: ReportContent) -> str:
+    kinds = dict.fromkeys(check.type for check in content.verdict.checks)
+    items = "".join(
+        f"<dt>{escape(kind)}</dt><dd>{escape(content.explanations[kind])}</dd>"
+        for kind in kinds
+        if kind in content.explanations
+    )
+    return (
+        f"<details><summary>What each check means, and does not mean</summary><dl>{items}</dl></details>"
+        if items
+        else ""
+    )
+
+
+def _rows(frame: pd.DataFrame) -> str:
+    order = {"error": 0, "violated": 1, "undecided": 2, "certified": 3}
+    worst = frame.assign(_order=frame["status"].map(order)).sort_values(
+        ["_order", "lipschitz_upper"], ascending=[True, False], kind="stable"
+    )
+    columns = [
+        c for c in ("point_id", "status", "lipschitz_lower", "lipschitz_upper", "radius", "seconds") if c in frame
+    ]
+    table = _table(columns, worst[columns].head(SHOWN_ROWS).itertuples(index=False))
+    return f"<details><summary>The {min(SHOWN_ROWS, len(frame))} worst rows of {len(frame)}</summary>{table}</details>"

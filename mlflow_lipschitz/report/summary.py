@@ -1,0 +1,48 @@
+"""`summary.md`: the audit on one screen, for job summaries and model descriptions."""
+
+from __future__ import annotations
+
+from mlflow_lipschitz.report.content import NOT_MEANT, ReportContent, number, verdict_word
+
+SIZE_LIMIT = 60_000
+"""Bytes; GitHub shows up to 1 MiB per job summary, but nobody reads more than this."""
+
+_SHOWN_EXAMPLES = 5
+
+
+def summary_markdown(content: ReportContent) -> str:
+    """The summary as Markdown, at most SIZE_LIMIT bytes. Names from the user are escaped."""
+    lines = [f"## {content.verdict.status.upper()}: `{_code(content.model)}`", "", content.headline, ""]
+    lines += ["| check | severity | result | observed | threshold | |", "|---|---|---|---|---|---|"]
+    for outcome in content.verdict.checks:
+        cells = (
+            outcome.id,
+            outcome.severity,
+            verdict_word(outcome),
+            number(outcome.observed),
+            number(outcome.threshold),
+            outcome.message,
+        )
+        lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+    rows = ", ".join(f"{count} {status}" for status, count in content.status_counts.items())
+    lines += ["", f"Rows: {rows} of {len(content.frame)}."]
+    lines += [f"- {_cell(str(example))}" for example in content.counterexamples[:_SHOWN_EXAMPLES]]
+    if len(content.counterexamples) > _SHOWN_EXAMPLES:
+        lines.append(f"- … and {len(content.counterexamples) - _SHOWN_EXAMPLES} more counterexamples in report.html")
+    lines += ["", f"Policy: `{_code(content.policy)}`", "", NOT_MEANT, ""]
+    text = "\n".join(lines)
+    if len(text.encode()) <= SIZE_LIMIT:
+        return text
+    return text.encode()[: SIZE_LIMIT - 40].decode(errors="ignore") + "\n\n(cut; see report.html)\n"
+
+
+def _cell(text: object) -> str:
+    """Text that cannot leave its table cell nor become markup: GitHub and MLflow both render HTML inside Markdown."""
+    escaped = str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\\", "\\\\")
+    for mark in "|[]`*_":
+        escaped = escaped.replace(mark, f"\\{mark}")
+    return " ".join(escaped.split())
+
+
+def _code(text: str) -> str:
+    return " ".join(text.replace("`", "'").split())
