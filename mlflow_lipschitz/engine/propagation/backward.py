@@ -1,0 +1,99 @@
+"""Backward linear propagation (CROWN, Zhang et al. 2018; for Jacobian graphs Shi et al., NeurIPS 2022).
+
+A linear form on a node is pushed through the graph to the input and the objective, through affine ops exactly and through the others
+by their relaxations, and is there maximised over the region. Rounding: the computed coefficients are *chosen* numbers; what
+they miss, |ΔA| ≤ γ |A||W|, is charged against the known magnitude of the values they multiply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mlflow_lipschitz.engine.domains.rounding import gamma
+from mlflow_lipschitz.engine.ir import ops
+from mlflow_lipschitz.engine.propagation.node_bounds import NodeBounds
+from mlflow_lipschitz.engine.propagation.problem import Problem
+from mlflow_lipschitz.engine.rules.registry import rule_for
+from mlflow_lipschitz.engine.rules.relaxation import Relaxation
+
+# A coefficient that underflowed is off by less than this; it multiplies magnitudes, like any other coefficient error.
+_UNDERFLOW = 2.0**-900
+
+
+def upper_bounds(problem: Problem, bounds: Sequence[NodeBounds], target: int, coeffs: Tensor) -> Tensor:
+    """Rigorous upper bounds of coeffs · value(target) over the region.
+
+    Args:
+        problem: graph, region, objectives.
+        bounds: per node before and including `target`; relaxations where the form passes.
+        target: the node.
+        coeffs: (1 or points, 1 or objectives, rows, *shape of target).
+
+    Returns:
+        (points, objectives or 1, rows); +inf where nothing could be proved.
+    """
+    nodes = problem.graph.nodes
+    pending: dict[int, Tensor] = {target: coeffs}
+    total: Tensor | float = 0.0
+    error: Tensor | float = 0.0
+    for index in range(target, -1, -1):
+        form = pending.pop(index, None)
+        if form is None:
+            continue
+        node = nodes[index]
+        if isinstance(node.op, ops.Input):
+            total = total + problem.region.support(form)
+            continue
+        if isinstance(node.op, ops.Cotangent):
+            value, slack = _dot_cotangent(problem, form, len(nodes))
+            total, error = total + value, error + slack
+            continue
+        known = bounds[index]
+        assert known.magnitude is not None
+        shapes = tuple(nodes[i].shape for i in node.inputs)
+        terms = rule_for(node.op).rounding_terms(node.op, shapes) + form.shape[3:].numel() + len(nodes)
+        norm = torch.linalg.vector_norm(form.flatten(3), ord=1, dim=-1) + _UNDERFLOW
+        error = error + norm * known.magnitude[:, :, None] * gamma(terms)
+        for source, passed in _step(problem, known, index, form):
+            if isinstance(source, int):
+                pending[source] = pending[source] + passed if source in pending else passed
+            else:
+                total = total + passed
+    # The last additions round as well; both factors of (1 + 2⁻⁴⁰) cover them, as |total| and error bound their terms.
+    bound = total + error * (1 + 2.0**-20)
+    assert isinstance(bound, Tensor)
+    return torch.where(bound.isnan(), torch.inf, bound)
+
+
+def _step(problem: Problem, known: NodeBounds, index: int, form: Tensor) -> list[tuple[int | None, Tensor]]:
+    """The form on the node's inputs as (input, coefficients), and its constant part as (None, offset)."""
+    node = problem.graph.nodes[index]
+    if known.relaxation is not None:
+        coeffs, constant = _relax(known.relaxation, form)
+        return [(node.inputs[known.relaxation.operand], coeffs), (None, constant)]
+    rule, shapes = rule_for(node.op), tuple(problem.graph.nodes[i].shape for i in node.inputs)
+    weights = problem.weights[index]
+    steps: list[tuple[int | None, Tensor]] = []
+    steps.extend(zip(node.inputs, rule.backward(node.op, weights, form, shapes), strict=True))
+    offset = rule.offset(node.op, weights, form, shapes)
+    return steps if offset is None else [*steps, (None, offset)]
+
+
+def _relax(relaxation: Relaxation, form: Tensor) -> tuple[Tensor, Tensor]:
+    """Upper line under a positive coefficient, lower line under a negative one."""
+    positive = form.clamp(min=0)
+    negative = form.clamp(max=0)
+    upper, lower = relaxation.upper_slope[:, :, None], relaxation.lower_slope[:, :, None]
+    coeffs = torch.addcmul(positive * upper, negative, lower)
+    high, low = relaxation.upper_offset.flatten(2)[..., None], relaxation.lower_offset.flatten(2)[..., None]
+    return coeffs, (positive.flatten(3) @ high + negative.flatten(3) @ low).squeeze(-1)
+
+
+def _dot_cotangent(problem: Problem, form: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
+    assert problem.cotangent is not None
+    flat, objective = form.flatten(3), problem.cotangent.flatten(2)[..., None]
+    size = (flat.abs() @ objective.abs()).squeeze(-1)
+    return (flat @ objective).squeeze(-1), (size + _UNDERFLOW) * gamma(flat.shape[-1] + nodes)

@@ -1,0 +1,26 @@
+"""What propagation knows of one node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from mlflow_lipschitz.engine.domains.interval import Interval
+from mlflow_lipschitz.engine.rules.relaxation import Relaxation
+
+
+@dataclass(frozen=True)
+class NodeBounds:
+    """`interval` is (points, 1 or objectives, *shape).
+
+    `relaxation` encloses a nonlinear op by lines; `magnitude` (points, 1 or objectives) bounds the absolute terms that a backward
+    step through the op adds up, for the rounding error. Both None where no linear form passes through the node.
+    """
+
+    interval: Interval
+    relaxation: Relaxation | None = None
+    magnitude: Tensor | None = None
+
+    def with_interval(self, interval: Interval) -> NodeBounds:
+        return replace(self, interval=interval)

@@ -1,0 +1,160 @@
+"""Bounds of every node in one sweep: intervals everywhere, backward linear propagation where it can matter.
+
+It can matter at the inputs of nonlinear ops, and there only for the entries whose relaxation depends on them (unstable units).
+The rows are gathered per point and padded to the batch's widest; finding that width is the one host read per refined node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mlflow_lipschitz.engine.domains.interval import Interval
+from mlflow_lipschitz.engine.domains.region import Box
+from mlflow_lipschitz.engine.ir import ops
+from mlflow_lipschitz.engine.ir.graph import Graph
+from mlflow_lipschitz.engine.propagation.backward import upper_bounds
+from mlflow_lipschitz.engine.propagation.node_bounds import NodeBounds
+from mlflow_lipschitz.engine.propagation.problem import Problem
+from mlflow_lipschitz.engine.rules.affine_maps import affine_map, is_affine_map
+from mlflow_lipschitz.engine.rules.registry import SOURCES, rule_for
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """How pre-activation bounds are tightened. `chunk_size` is how many linear forms (points × objectives × rows) are in flight."""
+
+    chunk_size: int
+
+
+def bound_nodes(problem: Problem, refinement: Refinement | None) -> list[NodeBounds]:
+    """Bounds of every node of the graph, in order. Without a refinement: plain interval propagation."""
+    graph = problem.graph
+    linked = _linked(graph)
+    settled = _exact_by_intervals(problem)
+    bounds: list[NodeBounds] = []
+    for index, node in enumerate(graph.nodes):
+        if isinstance(node.op, SOURCES):
+            bounds.append(NodeBounds(_given(problem, node.op)))
+            continue
+        if refinement is not None:
+            for position in rule_for(node.op, node.name).operands(node.op, len(node.inputs)):
+                source = node.inputs[position]
+                if source not in settled and not isinstance(graph.nodes[source].op, SOURCES):
+                    _refine_for(problem, bounds, index, source, refinement)
+        bounds.append(_bound_node(problem, bounds, index, passes=refinement is not None and index in linked))
+    return bounds
+
+
+def refine_node(problem: Problem, bounds: list[NodeBounds], target: int, refinement: Refinement) -> Interval:
+    """The node's interval with every entry refined by its own linear form."""
+    known = bounds[target].interval
+    everything = torch.ones_like(known.lower[:, :1], dtype=torch.bool)
+    return _refined(problem, bounds, target, everything, refinement)
+
+
+def _refine_for(problem: Problem, bounds: list[NodeBounds], consumer: int, source: int, refinement: Refinement) -> None:
+    """Tighten `source` in place in the sweep's own list, where the consumer's relaxation depends on it."""
+    node = problem.graph.nodes[consumer]
+    mask = rule_for(node.op).imprecise(node.op, *(bounds[i].interval for i in node.inputs))
+    if mask is not None:
+        interval = _refined(problem, bounds, source, mask, refinement)
+        bounds[source] = bounds[source].with_interval(interval)
+
+
+def _bound_node(problem: Problem, bounds: Sequence[NodeBounds], index: int, *, passes: bool) -> NodeBounds:
+    node, weights = problem.graph.nodes[index], problem.weights[index]
+    rule = rule_for(node.op, node.name)
+    inputs = [bounds[i].interval for i in node.inputs]
+    interval = rule.interval(node.op, weights, *inputs)
+    if not passes:
+        return NodeBounds(interval)
+    relaxation = rule.relaxation(node.op, *inputs)
+    if relaxation is None:
+        return NodeBounds(interval, None, rule.magnitude(node.op, weights, *inputs))
+    return NodeBounds(interval, relaxation, relaxation.magnitude(inputs[relaxation.operand]))
+
+
+def _refined(
+    problem: Problem, bounds: Sequence[NodeBounds], target: int, mask: Tensor, refinement: Refinement
+) -> Interval:
+    known = bounds[target].interval
+    wanted = mask.flatten(2).any(1)
+    widest = int(wanted.sum(-1).max())  # the one host read: the number of rows shapes the tensors
+    if widest == 0:
+        return known
+    shape = problem.graph.nodes[target].shape
+    rows = _rows(wanted, widest)
+    step = max(1, refinement.chunk_size // (2 * known.lower.shape[0] * known.lower.shape[1]))
+    lower, upper = known.lower.flatten(2), known.upper.flatten(2)
+    for start in range(0, widest, step):
+        chunk = rows[:, start : start + step]
+        ends = upper_bounds(problem, bounds, target, _signed_unit_rows(chunk, shape))
+        high, low = ends.split(chunk.shape[1], 2)
+        place = chunk[:, None].expand(lower.shape[0], lower.shape[1], -1)
+        high, low = high.expand(place.shape), -low.expand(place.shape)
+        upper = upper.scatter(2, place, torch.minimum(upper.gather(2, place), high))
+        lower = lower.scatter(2, place, torch.maximum(lower.gather(2, place), low))
+    return Interval(lower.reshape(known.lower.shape), upper.reshape(known.upper.shape))
+
+
+def _rows(wanted: Tensor, widest: int) -> Tensor:
+    """(points or 1, widest) entry indices, the wanted ones first; all entries in order when all are wanted."""
+    if widest == wanted.shape[1]:
+        return torch.arange(widest, device=wanted.device)[None]
+    return wanted.to(torch.uint8).topk(widest, dim=-1).indices
+
+
+def _signed_unit_rows(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Linear forms +eᵢ, then −eᵢ, for the chosen entries: (points or 1, 1, 2 · rows, *shape)."""
+    size = torch.Size(shape).numel()
+    units = torch.zeros(*rows.shape, size, dtype=torch.float64, device=rows.device).scatter(2, rows[..., None], 1.0)
+    return torch.cat([units, -units], 1).reshape(rows.shape[0], 1, 2 * rows.shape[1], *shape)
+
+
+def _given(problem: Problem, op: ops.Op) -> Interval:
+    if isinstance(op, ops.Input):
+        box = problem.region.box
+        return Interval(box.lower[:, None], box.upper[:, None])
+    assert problem.cotangent is not None
+    value = problem.cotangent
+    return Interval(value, value)
+
+
+def _linked(graph: Graph) -> set[int]:
+    """Nodes that some linear form passes through: closed under the operands that relaxations depend on."""
+    seeds = {graph.output}
+    for node in graph.nodes:
+        if not isinstance(node.op, SOURCES):
+            seeds.update(node.inputs[p] for p in rule_for(node.op, node.name).operands(node.op, len(node.inputs)))
+    return seeds
+
+
+def _exact_by_intervals(problem: Problem) -> set[int]:
+    """Nodes whose interval is already the exact range, entry by entry, up to rounding.
+
+    That holds for an affine op of independent entries (a box), and for affine functions of the fixed objective.
+    """
+    graph = problem.graph
+    independent: set[int] = set()
+    constant: set[int] = set()
+    exact: set[int] = set()
+    for index, node in enumerate(graph.nodes):
+        if isinstance(node.op, ops.Input) and isinstance(problem.region, Box):
+            independent.add(index)
+        elif isinstance(node.op, ops.Cotangent):
+            constant.add(index)
+        elif is_affine_map(node.op):
+            (source,) = node.inputs
+            if source in constant:
+                constant.add(index)
+            elif source in independent:
+                exact.add(index)
+                shape = graph.nodes[source].shape
+                diagonal = isinstance(node.op, ops.ScaleShift) or affine_map(node.op).terms(node.op, shape) == 0
+                if diagonal and not isinstance(node.op, ops.Expand | ops.Adjoint | ops.Select):
+                    independent.add(index)
+    return exact | constant | independent

@@ -1,0 +1,67 @@
+"""Elementwise curves: one rule for every row of curve_facts.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlflow_lipschitz.engine.domains.interval import Interval
+from mlflow_lipschitz.engine.ir import ops
+from mlflow_lipschitz.engine.ir.graph import GraphBuilder, Node, Shape
+from mlflow_lipschitz.engine.ir.ops import Op
+from mlflow_lipschitz.engine.rules.curve_enclosure import curve_interval, curve_relaxation, is_affine_on
+from mlflow_lipschitz.engine.rules.curve_facts import CURVES
+from mlflow_lipschitz.engine.rules.relaxation import Relaxation
+from mlflow_lipschitz.engine.rules.weights import Weights
+from mlflow_lipschitz.errors import UnsupportedOperator
+
+
+class RelaxedOp:
+    """What every op with a linear relaxation has in common: its backward step is the relaxation's."""
+
+    def rounding_terms(self, op: Op, shapes: tuple[Shape, ...]) -> int:
+        return 2
+
+    def magnitude(self, op: Op, weights: Weights, *inputs: Interval) -> Tensor:
+        raise TypeError(f"{type(op).__name__} is relaxed; its magnitude is its relaxation's")
+
+    def backward(self, op: Op, weights: Weights, coeffs: Tensor, shapes: tuple[Shape, ...]) -> tuple[Tensor, ...]:
+        raise TypeError(f"{type(op).__name__} is relaxed; its backward step is its relaxation's")
+
+    def offset(self, op: Op, weights: Weights, coeffs: Tensor, shapes: tuple[Shape, ...]) -> Tensor | None:
+        raise TypeError(f"{type(op).__name__} is relaxed; its offset is its relaxation's")
+
+
+class ElementwiseRule(RelaxedOp):
+    """y = f(x) entry by entry."""
+
+    def operands(self, op: Op, arity: int) -> tuple[int, ...]:
+        return (0,)
+
+    def evaluate(self, op: Any, weights: Weights, *inputs: Tensor) -> Tensor:
+        return CURVES[op.curve].value(inputs[0], *op.parameters)
+
+    def interval(self, op: Any, weights: Weights, *inputs: Interval) -> Interval:
+        return curve_interval(CURVES[op.curve], op.parameters, inputs[0])
+
+    def imprecise(self, op: Any, *inputs: Interval) -> Tensor:
+        return ~is_affine_on(CURVES[op.curve], inputs[0])
+
+    def relaxation(self, op: Any, *inputs: Interval) -> Relaxation:
+        return curve_relaxation(CURVES[op.curve], op.parameters, inputs[0])
+
+    def vjp(self, builder: GraphBuilder, node: Node, cotangent: int) -> tuple[tuple[int, int], ...]:
+        assert isinstance(node.op, ops.Elementwise)
+        curve, parameters = CURVES[node.op.curve].derivative(node.op.parameters)
+        if curve not in CURVES:
+            raise UnsupportedOperator(node.op.curve, node.name, reason="this curve has no Clarke derivative here")
+        (source,) = node.inputs
+        derivative = builder.add(ops.Elementwise(curve, parameters), source, name=node.name)
+        return ((source, builder.add(ops.Multiply(), derivative, cotangent, name=node.name)),)
+
+
+def supported_curve(curve: str) -> bool:
+    """Whether a model may contain the curve (derivative curves and the norms' curves are internal as well)."""
+    return curve in CURVES and CURVES[curve].derivative(tuple(torch.zeros(4).tolist()))[0] in CURVES

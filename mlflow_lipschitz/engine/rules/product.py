@@ -1,0 +1,74 @@
+"""Product of two variable values.
+
+For x ∈ [xₗ, xᵤ] the product lies between min(xₗ y, xᵤ y), concave in y, and max(xₗ y, xᵤ y), convex in y. The chords of those
+two over y's interval are the lines used (Shi et al., NeurIPS 2022, §3.3, for a Clarke derivative x ∈ [0, 1]; here for any x).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mlflow_lipschitz.engine.domains.interval import Interval
+from mlflow_lipschitz.engine.domains.rounding import product_bounds
+from mlflow_lipschitz.engine.ir import ops
+from mlflow_lipschitz.engine.ir.graph import GraphBuilder, Node
+from mlflow_lipschitz.engine.ir.ops import Op
+from mlflow_lipschitz.engine.rules.elementwise import RelaxedOp
+from mlflow_lipschitz.engine.rules.relaxation import Relaxation
+from mlflow_lipschitz.engine.rules.weights import Weights
+
+_ULP = 2.0**-52
+_UNDERFLOW = 2.0**-960
+
+
+class MultiplyRule(RelaxedOp):
+    """y = x₀ x₁; linear forms follow the second operand (in a Jacobian: the cotangent)."""
+
+    def operands(self, op: Op, arity: int) -> tuple[int, ...]:
+        return (1,)
+
+    def evaluate(self, op: Op, weights: Weights, *inputs: Tensor) -> Tensor:
+        return inputs[0] * inputs[1]
+
+    def interval(self, op: Op, weights: Weights, *inputs: Interval) -> Interval:
+        x, y = inputs
+        corners = [product_bounds(a, b) for a in (x.lower, x.upper) for b in (y.lower, y.upper)]
+        low, high = corners[0]
+        for corner_low, corner_high in corners[1:]:
+            low, high = torch.minimum(low, corner_low), torch.maximum(high, corner_high)
+        return Interval.enclosing(low, high)
+
+    def imprecise(self, op: Op, *inputs: Interval) -> Tensor:
+        """A constant first factor makes the product linear in the second, whatever that one's range."""
+        return inputs[0].lower < inputs[0].upper
+
+    def relaxation(self, op: Op, *inputs: Interval) -> Relaxation:
+        x, y = inputs
+        upper_slope, upper_offset = _chord_above(x, y)
+        # min(xₗ y, xᵤ y) = −max(−xₗ y, −xᵤ y)
+        slope, offset = _chord_above(Interval(-x.upper, -x.lower), y)
+        return Relaxation(1, -slope, -offset, upper_slope, upper_offset)
+
+    def vjp(self, builder: GraphBuilder, node: Node, cotangent: int) -> tuple[tuple[int, int], ...]:
+        first, second = node.inputs
+        left = builder.add(ops.Multiply(), second, cotangent, name=node.name)
+        right = builder.add(ops.Multiply(), first, cotangent, name=node.name)
+        return (first, left), (second, right)
+
+
+def _chord_above(x: Interval, y: Interval) -> tuple[Tensor, Tensor]:
+    """Slope and offset of the chord of max(xₗ y, xᵤ y) over y's interval; any slope is valid, the offset is rounded up."""
+    at_low = torch.maximum(x.lower * y.lower, x.upper * y.lower)
+    at_high = torch.maximum(x.lower * y.upper, x.upper * y.upper)
+    slope = (at_high - at_low) / (y.upper - y.lower)
+    slope = torch.where(slope.isfinite(), slope, torch.where(y.lower + y.upper > 0, x.upper, x.lower))
+    gap_low = _gap(at_low, slope * y.lower)
+    gap_high = _gap(at_high, slope * y.upper)
+    constant = x.lower == x.upper
+    offset = torch.where(constant, 0.0, torch.maximum(gap_low, gap_high))
+    return torch.where(constant, x.lower, slope), offset
+
+
+def _gap(value: Tensor, line: Tensor) -> Tensor:
+    return value - line + 4 * _ULP * (value.abs() + line.abs()) + _UNDERFLOW

@@ -1,0 +1,58 @@
+"""What an algorithm may ask of an op: one `Rule` per op type, found through rules/registry.py."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from mlflow_lipschitz.engine.domains.interval import Interval
+from mlflow_lipschitz.engine.ir.graph import GraphBuilder, Node, Shape
+from mlflow_lipschitz.engine.ir.ops import Op
+from mlflow_lipschitz.engine.rules.relaxation import Relaxation
+from mlflow_lipschitz.engine.rules.weights import Weights
+
+
+class Rule(Protocol):
+    """The meaning of one op type. All tensors carry (points, objectives) in front, linear forms (points, objectives, rows).
+
+    `operands` are the inputs a linear relaxation of the op may depend on (for an affine op: all of them).
+    """
+
+    def operands(self, op: Op, arity: int) -> tuple[int, ...]: ...
+
+    def evaluate(self, op: Op, weights: Weights, *inputs: Tensor) -> Tensor:
+        """The op's value; at a kink, one element of its Clarke set."""
+        ...
+
+    def interval(self, op: Op, weights: Weights, *inputs: Interval) -> Interval:
+        """Rigorous range of the op when each input ranges over its interval independently."""
+        ...
+
+    def imprecise(self, op: Op, *inputs: Interval) -> Tensor | None:
+        """Mask over the entries of the linear operand whose bounds the relaxation depends on; None for an affine op."""
+        ...
+
+    def relaxation(self, op: Op, *inputs: Interval) -> Relaxation | None:
+        """Two lines around the op; None for an affine op, which needs none."""
+        ...
+
+    def rounding_terms(self, op: Op, shapes: tuple[Shape, ...]) -> int:
+        """How many float64 operations lie behind one entry of a backward step."""
+        ...
+
+    def magnitude(self, op: Op, weights: Weights, *inputs: Interval) -> Tensor:
+        """(points, objectives): bound over all entries of Σ |weight||input| + |bias|; only asked of affine ops."""
+        ...
+
+    def backward(self, op: Op, weights: Weights, coeffs: Tensor, shapes: tuple[Shape, ...]) -> tuple[Tensor, ...]:
+        """Coefficients on each input, given coefficients on the output; only asked of affine ops."""
+        ...
+
+    def offset(self, op: Op, weights: Weights, coeffs: Tensor, shapes: tuple[Shape, ...]) -> Tensor | None:
+        """What an affine op's constant part adds to the linear form, (points, objectives, rows); None when nothing."""
+        ...
+
+    def vjp(self, builder: GraphBuilder, node: Node, cotangent: int) -> tuple[tuple[int, int], ...]:
+        """Append the nodes of Jᵀ·cotangent; (input index, cotangent node) per input that has a derivative."""
+        ...

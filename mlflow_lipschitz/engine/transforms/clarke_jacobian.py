@@ -1,0 +1,34 @@
+"""The Clarke Jacobian as a graph: reverse-mode differentiation that appends nodes.
+
+At a kink the derivative curve's value is the whole Clarke interval, so bounds of the new graph bound every element of the
+generalized Jacobian (Clarke 1983; chain rule as an inclusion; Shi et al., NeurIPS 2022, §3.1).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mlflow_lipschitz.engine.ir import ops
+from mlflow_lipschitz.engine.ir.graph import Graph, GraphBuilder
+from mlflow_lipschitz.engine.rules.registry import SOURCES, rule_for
+
+
+def clarke_jacobian(graph: Graph) -> Graph:
+    """Graph whose output is Jᵀc, of the input's shape; c is its new `Cotangent` node, of the output's shape.
+
+    Raises:
+        UnsupportedOperator: a node on the way has no derivative rule.
+    """
+    builder = GraphBuilder(graph)
+    gradients = {graph.output: builder.add(ops.Cotangent(graph.output_shape))}
+    for index in range(graph.output, -1, -1):
+        node = graph.nodes[index]
+        if index not in gradients or isinstance(node.op, SOURCES):
+            continue
+        for source, gradient in rule_for(node.op, node.name).vjp(builder, node, gradients.pop(index)):
+            known = gradients.get(source)
+            gradients[source] = gradient if known is None else builder.add(ops.Add(), known, gradient)
+    if graph.input not in gradients:  # the output does not depend on the input: its Jacobian is zero
+        zero = ops.ScaleShift(scale=ops.frozen_array(np.zeros(())))
+        gradients[graph.input] = builder.add(zero, graph.input)
+    return builder.build(gradients[graph.input])
