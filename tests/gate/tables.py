@@ -44,8 +44,8 @@ positive = st.floats(0, 10, allow_nan=False).map(lambda x: round(x, 2))
 
 
 @st.composite
-def tables(draw: st.DrawFn, min_rows: int = 1) -> BoundsTable:
-    """Any table the constructor accepts, thresholds of the test policy being hit exactly now and then."""
+def any_columns(draw: st.DrawFn, min_rows: int = 1) -> dict[str, Any]:
+    """Columns of any table the constructor accepts, thresholds of the test policy being hit exactly now and then."""
     rows = draw(st.integers(min_rows, 6))
     columns = good_columns(rows)
     for row in range(rows):
@@ -63,9 +63,7 @@ def tables(draw: st.DrawFn, min_rows: int = 1) -> BoundsTable:
             columns[f"sensitivity_lower:{feature}"][row] = min(draw(positive), high)
             sign = 0 if status == "error" else draw(st.sampled_from([1, 1, 0, -1]))
             columns[f"monotone:{feature}"][row] = sign
-    return BoundsTable.from_columns(
-        FEATURES, {name: np.asarray(values, dtype=_dtype(name)) for name, values in columns.items()}
-    )
+    return {name: np.asarray(values, dtype=_dtype(name)) for name, values in columns.items()}
 
 
 def _dtype(name: str) -> Any:
