@@ -1,0 +1,175 @@
+"""ONNX model → engine graph, by one table: operator → function.
+
+The table is exact or it refuses. Nodes whose inputs are all constants are folded in float64; the batch, axis 0 of the
+input, is never mixed. A model with a free batch is lowered with two batch lengths and must give the same graph twice:
+nothing that depends on the length of the batch can slip in as a constant.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+
+from mlflow_lipschitz.engine.ir.graph import Graph, GraphBuilder
+from mlflow_lipschitz.engine.ir.ops import Input, Reshape
+from mlflow_lipschitz.errors import UnsupportedOperator, UsageError
+from mlflow_lipschitz.frontends import (
+    lowering_arithmetic,
+    lowering_elementwise,
+    lowering_linear,
+    lowering_ml,
+    lowering_shape,
+    lowering_spatial,
+)
+from mlflow_lipschitz.frontends.constants import as_constant, fold
+from mlflow_lipschitz.frontends.lowering_context import BATCH_REMEDY, Call, Value, Variable, refusal
+from mlflow_lipschitz.frontends.preparation import ModelInput, model_input, opset_of, prepared
+
+Row = Callable[[Call], "Variable | tuple[Variable | None, ...]"]
+
+
+def _table(*families: tuple[str, Mapping[str, Any]]) -> dict[tuple[str, str], Row]:
+    table: dict[tuple[str, str], Row] = {}
+    for domain, rows in families:
+        for op_type, row in rows.items():
+            if (domain, op_type) in table:
+                raise ValueError(f"two lowerings of {domain}::{op_type}")
+            table[domain, op_type] = row
+    return table
+
+
+TABLE = _table(
+    ("", lowering_arithmetic.ROWS),
+    ("", lowering_linear.ROWS),
+    ("", lowering_spatial.ROWS),
+    ("", lowering_shape.ROWS),
+    ("", lowering_elementwise.ROWS),
+    ("ai.onnx.ml", lowering_ml.ROWS),
+)
+
+REMEDIES = {
+    "Softmax": "export the model without its final softmax: its logits are what is certified",
+    "LogSoftmax": "export the model without its final log-softmax: its logits are what is certified",
+    "ArgMax": "choose an output with scores instead of labels",
+    "Sign": "a jump has no Lipschitz constant: replace it by a continuous function such as tanh",
+    "ZipMap": lowering_ml.SCORES_REMEDY,
+    "Normalizer": lowering_ml.SCORES_REMEDY,
+}
+
+
+def lower(model: onnx.ModelProto, output: str | int | None = None) -> Graph:
+    """The function of one sample that `model` computes for every row of a batch.
+
+    Args:
+        model: one tensor input, float32 or float64, batch on axis 0; initializers loaded (external data too).
+        output: name or position of the output to lower; the first one when None.
+
+    Returns:
+        A graph from the sample shape to a vector of outputs (an output of another shape is flattened), whose
+        `output_names` are `logit[i]` when the ONNX output is called logit or logits, and `output[i]` otherwise.
+
+    Raises:
+        UnsupportedOperator: naming the node, its origin in the user's model, the reason and a remedy.
+        UsageError: no such output.
+        AuditError: not a valid ONNX model.
+    """
+    model = prepared(model)
+    source = model_input(model)
+    name = _output_name(model, output)
+    graphs = [_lower_with_batch(model, source, name, batch) for batch in source.batches]
+    if len({graph.content_hash() for graph in graphs}) > 1:
+        raise UnsupportedOperator(
+            "Shape", name, reason="the output depends on how many rows the batch has", remedy=BATCH_REMEDY
+        )
+    return graphs[0]
+
+
+def _output_name(model: onnx.ModelProto, output: str | int | None) -> str:
+    names = [value.name for value in model.graph.output]
+    if isinstance(output, str) and output in names:
+        return output
+    if not isinstance(output, str) and -len(names) <= (output or 0) < len(names):
+        return names[output or 0]
+    raise UsageError(f"the model has no output {output!r}; it has {', '.join(names)}")
+
+
+def _lower_with_batch(model: onnx.ModelProto, source: ModelInput, output: str, batch: int) -> Graph:
+    builder = GraphBuilder()
+    values: dict[str, Value] = {t.name: as_constant(onnx.numpy_helper.to_array(t)) for t in model.graph.initializer}
+    values[source.name] = Variable(builder.add(Input(source.shape), name=source.name), source.shape)
+    consumers = count_consumers(model)
+    for node in _needed_nodes(model, output):
+        inputs = tuple(_read(values, name, node) if name else None for name in node.input)
+        call = Call(node, inputs, builder, consumers, batch, opset_of(model))
+        outputs = zip(node.output, lower_node(call), strict=False)
+        values.update((name, value) for name, value in outputs if value is not None)
+    return _finished(builder, values.get(output), output)
+
+
+def _read(values: Mapping[str, Value], name: str, node: onnx.NodeProto) -> Value:
+    if name not in values:
+        raise refusal(node, f"it reads {name!r}, a label or a mask, which has no derivative", lowering_ml.SCORES_REMEDY)
+    return values[name]
+
+
+def _finished(builder: GraphBuilder, result: Value | None, output: str) -> Graph:
+    if not isinstance(result, Variable):
+        raise UnsupportedOperator(
+            "Output",
+            output,
+            reason="it is a label or does not depend on the input",
+            remedy="choose an output with scores: the `output` argument takes its name or position",
+        )
+    size = int(np.prod(result.shape, dtype=int))
+    if len(result.shape) != 1:
+        result = Variable(builder.add(Reshape((size,)), result.index, name=output), (size,))
+    stem = "logit" if output in ("logit", "logits") else "output"
+    return builder.build(result.index, tuple(f"{stem}[{i}]" for i in range(size)))
+
+
+def lower_node(call: Call) -> tuple[Value | None, ...]:
+    """Outputs of one node: folded when all inputs are constants, a shape if it asks for one, by the table otherwise."""
+    node = call.node
+    if node.op_type == "Shape" and node.domain in ("", "ai.onnx"):
+        return (_shape(call),)
+    if not any(isinstance(value, Variable) for value in call.inputs):
+        folded = fold(call)
+        if folded is None:
+            call.refuse("constants are not folded through this operator", "export the model with its constants folded")
+        return folded
+    row = TABLE.get((_domain(node), node.op_type))
+    if row is None:
+        raise refusal(node, "no lowering for this operator", REMEDIES.get(node.op_type, ""))
+    result = row(call)
+    return (result,) if isinstance(result, Variable) else result
+
+
+def count_consumers(model: onnx.ModelProto) -> Counter[str]:
+    """How many nodes and model outputs read each name."""
+    counts = Counter(name for node in model.graph.node for name in node.input)
+    counts.update(value.name for value in model.graph.output)
+    return counts
+
+
+def _domain(node: onnx.NodeProto) -> str:
+    return "" if node.domain == "ai.onnx" else node.domain
+
+
+def _shape(call: Call) -> np.ndarray:
+    value = call.input(0)
+    full = (call.batch, *value.shape) if isinstance(value, Variable) else call.constant(0, "its input").shape
+    return np.asarray(full[call.attribute("start", 0) : call.attribute("end")], dtype=np.int64)
+
+
+def _needed_nodes(model: onnx.ModelProto, output: str) -> list[onnx.NodeProto]:
+    """Nodes the output depends on, in the model's (topological) order."""
+    needed, nodes = {output}, []
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            needed.update(name for name in node.input if name)
+            nodes.append(node)
+    return nodes[::-1]

@@ -1,0 +1,90 @@
+"""From any ONNX model to one the lowering table can read: checked, functions inlined, operator set recent enough."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+from onnx import inliner, version_converter
+
+from mlflow_lipschitz.errors import AuditError, UnsupportedOperator
+from mlflow_lipschitz.frontends.lowering_context import Shape
+
+# Before operator set 7 arithmetic broadcast by attributes, and BatchNormalization and Dropout had other meanings.
+OLDEST_OPSET, CONVERTED_OPSET = 7, 13
+# Two batch lengths no real model has as a fixed size: what both lowerings agree on does not depend on the batch.
+PROBE_BATCHES = (61, 97)
+REAL_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """The one variable input: its name, sample shape, element type, and batch length (None when it is free)."""
+
+    name: str
+    shape: Shape
+    element_type: int
+    batch: int | None
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """Batch lengths to lower the model with."""
+        return PROBE_BATCHES if self.batch is None else (self.batch,)
+
+
+def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A checked copy of `model` without local functions.
+
+    Raises:
+        AuditError: not a valid ONNX model.
+        UnsupportedOperator: its operator set is too old to be converted.
+    """
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise AuditError(f"not a valid ONNX model: {error}") from error
+    if opset_of(model) < OLDEST_OPSET:
+        model = _converted(model)
+    return inliner.inline_local_functions(model) if model.functions else model
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=OLDEST_OPSET)
+
+
+def _converted(model: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        return version_converter.convert_version(model, CONVERTED_OPSET)
+    except (RuntimeError, version_converter.ConvertError) as error:
+        raise UnsupportedOperator(
+            f"opset {opset_of(model)}",
+            model.graph.name,
+            reason=f"the operator set is older than {OLDEST_OPSET} and cannot be converted: {error}",
+            remedy=f"export the model again with opset {CONVERTED_OPSET} or later",
+        ) from error
+
+
+def model_input(model: onnx.ModelProto) -> ModelInput:
+    """The one variable input of `model`. Raises UnsupportedOperator when it has none, several, or no fixed shape."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    if len(inputs) != 1:
+        names = ", ".join(value.name for value in inputs) or "none"
+        raise _refused_input(names, f"the model has {len(inputs)} inputs; one is supported", "export one tensor")
+    (value,) = inputs
+    tensor = value.type.tensor_type
+    if tensor.elem_type not in REAL_TYPES:
+        kind = onnx.TensorProto.DataType.Name(tensor.elem_type)
+        raise _refused_input(value.name, f"its element type is {kind}", "export it with a float32 or float64 input")
+    if not tensor.HasField("shape") or not tensor.shape.dim:
+        raise _refused_input(value.name, "its shape is not declared", "export it with axis 0 as the batch")
+    dims = list(tensor.shape.dim)
+    free = [i for i, dim in enumerate(dims[1:], start=1) if dim.dim_value <= 0]
+    if free:
+        raise _refused_input(value.name, f"axis {free[0]} has no fixed length", "fix every axis but the batch, axis 0")
+    batch = dims[0].dim_value if dims[0].dim_value > 0 else None
+    return ModelInput(value.name, tuple(dim.dim_value for dim in dims[1:]), tensor.elem_type, batch)
+
+
+def _refused_input(name: str, reason: str, remedy: str) -> UnsupportedOperator:
+    return UnsupportedOperator("Input", name, reason=reason, remedy=remedy)

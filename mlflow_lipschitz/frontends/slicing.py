@@ -1,0 +1,35 @@
+"""Slice and Split arguments of every opset version, resolved against a known shape."""
+
+from __future__ import annotations
+
+from mlflow_lipschitz.frontends.lowering_context import Call, Shape
+
+
+def resolved_slice(call: Call, shape: Shape) -> list[slice]:
+    """One Python slice per axis of `shape` for an ONNX `Slice` node."""
+    starts, ends = call.integers(1, "starts"), call.integers(2, "ends")
+    if starts is None or ends is None:
+        call.refuse("it has no starts or no ends")
+    axes = call.integers(3, "axes") or tuple(range(len(starts)))
+    steps = call.integers(4, "steps") or (1,) * len(starts)
+    slices = [slice(None)] * len(shape)
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        length = shape[axis % len(shape)]
+        # ONNX counts a negative end from the back once and then clamps; Python needs None to run past the first entry.
+        first = start + length if start < 0 else start
+        last = end + length if end < 0 else end
+        if step > 0:
+            slices[axis % len(shape)] = slice(max(first, 0), max(last, 0), step)
+        else:
+            slices[axis % len(shape)] = slice(max(first, 0), None if last < 0 else last, step)
+    return slices
+
+
+def split_sizes(call: Call, length: int) -> tuple[int, ...]:
+    """Lengths of the pieces of an ONNX `Split` node along an axis of `length` entries."""
+    given = call.integers(1, "split")
+    if given is not None:
+        return given
+    pieces = len(call.node.output)
+    size = -(-length // pieces)
+    return tuple(min(size, length - i * size) for i in range(pieces))

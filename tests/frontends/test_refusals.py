@@ -1,0 +1,195 @@
+"""What cannot be lowered exactly is refused, with the node, where it came from, and what to do."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from mlflow_lipschitz.errors import AuditError, UnsupportedOperator, UsageError
+from mlflow_lipschitz.frontends.lowering import lower
+from tests.frontends.onnx_models import make_model, node
+
+
+def weight(*shape: int) -> np.ndarray:
+    return np.random.default_rng(3).normal(size=shape).astype(np.float32)
+
+
+def integers(*values: int) -> np.ndarray:
+    return np.array(values, dtype=np.int64)
+
+
+# what: (node, sample shape, constants, words the message must hold)
+MIXES_THE_BATCH = {
+    "Reshape": (node("Reshape", "x s"), (4,), {"s": integers(4, -1)}),
+    "Reshape to one row": (node("Reshape", "x s"), (4,), {"s": integers(1, -1)}),
+    "Flatten": (node("Flatten", "x", axis=0), (4,), {}),
+    "Flatten too much": (node("Flatten", "x", axis=2), (4, 2), {}),
+    "Transpose": (node("Transpose", "x"), (4,), {}),
+    "ReduceSum": (node("ReduceSum", "x a"), (4,), {"a": integers(0)}),
+    "ReduceSum of all": (node("ReduceSum", "x"), (4,), {}),
+    "ReduceMean": (node("ReduceMean", "x a"), (4,), {"a": integers(-2)}),
+    "Concat": (node("Concat", "x x", axis=0), (4,), {}),
+    "Gather": (node("Gather", "x i", axis=0), (4,), {"i": integers(0)}),
+    "Slice": (node("Slice", "x s e a"), (4,), {"s": integers(1), "e": integers(9), "a": integers(0)}),
+    "Split": (node("Split", "x", "y z", axis=0, num_outputs=2), (4,), {}),
+    "Squeeze": (node("Squeeze", "x a"), (4,), {"a": integers(0)}),
+    "Unsqueeze": (node("Unsqueeze", "x a"), (4,), {"a": integers(0)}),
+    "Pad": (node("Pad", "x p"), (4,), {"p": integers(1, 0, 0, 0)}),
+    "Expand": (node("Expand", "x s"), (4,), {"s": integers(2, 1, 4)}),
+    "MatMul": (node("MatMul", "w x"), (4,), {"w": weight(2, 2)}),
+    "Gemm": (node("Gemm", "x w", transA=1), (4,), {"w": weight(2, 2)}),
+    "a constant per row": (node("Add", "x c"), (4,), {"c": weight(61, 4)}),
+    "a constant that moves the batch": (node("Add", "x c"), (4,), {"c": weight(1, 1, 4)}),
+}
+
+
+@pytest.mark.parametrize("name", MIXES_THE_BATCH)
+def test_nothing_mixes_the_rows_of_a_batch(name: str) -> None:
+    bad, sample, constants = MIXES_THE_BATCH[name]
+    model = make_model([bad], sample, constants, opset=18, check=False)
+    with pytest.raises(UnsupportedOperator) as error:
+        lower(model)
+    assert error.value.operator == bad.op_type
+    assert error.value.node == bad.name
+    assert error.value.reason
+
+
+def test_adding_values_whose_batches_do_not_line_up() -> None:
+    model = make_model(
+        [node("ReduceSum", "x a", "h", keepdims=0), node("Add", "x h", "y", name="sum")], (4,), {"a": integers(1)}
+    )
+    with pytest.raises(UnsupportedOperator, match=r"'sum'.*align the batch"):
+        lower(model)
+
+
+@pytest.mark.parametrize("operator", ["Mul", "Add"])
+def test_a_graph_that_depends_on_how_many_rows_there_are(operator: str) -> None:
+    nodes = [
+        node("Shape", "x", "s", start=0, end=1),
+        node("Cast", "s", "n", to=TensorProto.FLOAT),
+        node(operator, "x n"),
+    ]
+    with pytest.raises(UnsupportedOperator, match="how many rows"):
+        lower(make_model(nodes, (4,)))
+
+
+UNSUPPORTED = {
+    "Softmax": (node("Softmax", "x"), {}, "logits"),
+    "Sign": (node("Sign", "x"), {}, "jump"),
+    "ArgMax": (node("ArgMax", "x"), {}, "scores"),
+    "MatMul": (node("MatMul", "x x"), {}, "both factors"),
+    "Div": (node("Div", "c x"), {"c": weight(4)}, "divides by a value"),
+    "Div by zero": (node("Div", "x c"), {"c": np.zeros(4, np.float32)}, "by zero"),
+    "Cast": (node("Cast", "x", to=TensorProto.FLOAT16), {}, "FLOAT16"),
+    "Pad": (node("Pad", "x p", mode="reflect"), {"p": integers(0, 1, 0, 1)}, "reflect"),
+    "NaN": (node("Mul", "x c"), {"c": np.array([1, np.nan, 1, 1], np.float32)}, "NaN or infinity"),
+    "infinity": (node("Gemm", "x c"), {"c": np.full((4, 2), np.inf, np.float32)}, "NaN or infinity"),
+    "Gather outside": (node("Gather", "x i", axis=1), {"i": integers(4)}, "outside the axis"),
+    "Gather by values": (node("Gather", "c x", axis=1), {"c": weight(2, 4)}, "expected to depend"),
+    "LinearClassifier": (
+        node("LinearClassifier", "x", "label y", coefficients=[1.0] * 8, intercepts=[0.0, 0.0],
+             classlabels_ints=[0, 1], post_transform="LOGISTIC", domain="ai.onnx.ml"),
+        {}, "LOGISTIC",
+    ),
+    "Imputer": (
+        node("Imputer", "x", imputed_value_floats=[1.0], replaced_value_float=-1.0, domain="ai.onnx.ml"), {}, "jump",
+    ),
+    "Dropout": (node("Dropout", "x r t"), {"r": np.float32(0.5), "t": np.array(True)}, "training mode"),
+    "AveragePool": (node("AveragePool", "x", kernel_shape=[2, 2, 2]), {}, "spatial axes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_refusal_names_the_node_and_a_reason(name: str) -> None:
+    bad, constants, words = UNSUPPORTED[name]
+    sample = (1, 4, 4, 4) if name == "AveragePool" else (4,)
+    with pytest.raises(UnsupportedOperator) as error:
+        lower(make_model([bad], sample, constants, opset=18, check=False))
+    assert repr(bad.name) in str(error.value)
+    assert words in str(error.value)
+
+
+def test_training_mode_batch_normalization_says_how_to_leave_it() -> None:
+    constants = {name: np.abs(weight(4)) for name in "gbmv"}
+    bad = node("BatchNormalization", "x g b m v", "y running_mean running_var", training_mode=1)
+    with pytest.raises(UnsupportedOperator, match=r"model\.eval\(\)"):
+        lower(make_model([bad], (4,), constants))
+
+
+def test_a_label_has_no_bounds_but_the_scores_beside_it_have() -> None:
+    classifier = node(
+        "LinearClassifier", "x", "label scores", coefficients=[1.0] * 8, intercepts=[0.0, 1.0],
+        classlabels_ints=[0, 1], domain="ai.onnx.ml",
+    )  # fmt: skip
+    model = make_model([classifier], (4,), outputs=["label", "scores"], opset=18, check=False)
+    with pytest.raises(UnsupportedOperator, match="choose an output with scores"):
+        lower(model)
+    assert lower(model, "scores").output_shape == (2,)
+
+
+def test_average_pool_that_hangs_over_the_edge() -> None:
+    bad = node("AveragePool", "x", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)
+    with pytest.raises(UnsupportedOperator, match="ceil_mode"):
+        lower(make_model([bad], (1, 5, 5)))
+
+
+def test_origin_of_a_node_from_torch() -> None:
+    bad = node("Softmax", "x")
+    notes = {
+        "pkg.torch.onnx.name_scopes": "['', 'head', 'head.scores', 'softmax']",
+        "pkg.torch.onnx.stack_trace": 'File "model.py", line 7, in forward\n    return torch.softmax(y, -1)\n  File',
+    }
+    for key, value in notes.items():
+        bad.metadata_props.add(key=key, value=value)
+    with pytest.raises(UnsupportedOperator) as error:
+        lower(make_model([bad], (4,)))
+    assert error.value.origin == "layer 'head.scores', model.py line 7: return torch.softmax(y, -1)"
+    assert error.value.origin in str(error.value)
+
+
+def test_origin_from_the_doc_string() -> None:
+    bad = node("Softmax", "x", doc_string="/lib/site-packages/torch/nn.py(3): forward\n/home/me/net.py(9): forward\n")
+    with pytest.raises(UnsupportedOperator, match=r"from /home/me/net\.py\(9\): forward"):
+        lower(make_model([bad], (4,)))
+
+
+def test_inputs() -> None:
+    two = make_model([node("Add", "x z")], (4,), check=False)
+    two.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["batch", 4]))
+    with pytest.raises(UnsupportedOperator, match="2 inputs"):
+        lower(two)
+    with pytest.raises(UnsupportedOperator, match="axis 1 has no fixed length"):
+        lower(make_model([node("Relu", "x")], ("n",)))
+    whole = make_model([node("Identity", "x")], (4,))
+    whole.graph.input[0].type.tensor_type.elem_type = TensorProto.INT64
+    whole.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
+    with pytest.raises(UnsupportedOperator, match="INT64"):
+        lower(whole)
+
+
+def test_outputs() -> None:
+    model = make_model([node("Relu", "x")], (4,))
+    for wrong in ("z", 1, -2):
+        with pytest.raises(UsageError, match="it has y"):
+            lower(model, wrong)
+    constant = make_model([node("Identity", "c"), node("Relu", "x", "z")], (4,), {"c": weight(4)})
+    with pytest.raises(UnsupportedOperator, match="does not depend on the input"):
+        lower(constant)
+
+
+def test_an_invalid_model_is_an_error_of_its_own() -> None:
+    model = make_model([node("Relu", "x")], (4,))
+    del model.opset_import[:]
+    with pytest.raises(AuditError, match="not a valid ONNX model"):
+        lower(model)
+    with pytest.raises(AuditError):
+        lower(onnx.ModelProto())
+
+
+def test_only_what_the_chosen_output_needs_has_to_be_supported() -> None:
+    model = make_model([node("Sign", "x", "z"), node("Relu", "x")], (4,), outputs=["y", "z"])
+    assert lower(model).output_shape == (4,)
+    with pytest.raises(UnsupportedOperator, match="Sign"):
+        lower(model, "z")
