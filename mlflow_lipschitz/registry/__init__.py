@@ -1,0 +1,1 @@
+"""The MLflow side of the evidence: pulling models without running their code, attesting, promoting."""

@@ -1,0 +1,170 @@
+"""The model object behind the files, and the function that answers as the deployed model does.
+
+One loader per flavor, each safe by construction (see safe_pt2 and safe_skops); MLflow's own loaders, which may run the
+model's code, are used only for a model the user declared trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mlflow_lipschitz.errors import RegistryError, UntrustedModel
+from mlflow_lipschitz.registry.mlmodel import ModelDescription, inside
+from mlflow_lipschitz.registry.safe_pt2 import load_pt2
+from mlflow_lipschitz.registry.safe_skops import load_skops
+
+Served = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """`model` is what `frontends.to_onnx` accepts; `served` maps points (P, *input shape) to outputs (P, …)."""
+
+    model: Any
+    served: Served
+
+
+def load(directory: Path, description: ModelDescription, *, trusted: bool) -> LoadedModel:
+    """Load the model. MLflow's own loaders are used for a `trusted` model that runs code, and only then."""
+    if trusted and description.runs_code:
+        return _LOAD_TRUSTED[description.flavor](directory, description)
+    return _LOAD[description.flavor](directory, description)
+
+
+def _load_onnx(directory: Path, description: ModelDescription) -> LoadedModel:
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    path = description.model_file
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+        _check_external_data(directory, model)
+        model = onnx.load(str(path))
+    except (DecodeError, onnx.checker.ValidationError, OSError) as error:
+        raise RegistryError(f"{path.name} is not a readable ONNX model: {error}. Log the model again.") from error
+    return LoadedModel(model, _OnnxServer(path))
+
+
+def _check_external_data(directory: Path, model: Any) -> None:
+    """Refuse weights stored outside the model's folder: no digest would cover them."""
+    from onnx.external_data_helper import _get_all_tensors, uses_external_data
+
+    for tensor in _get_all_tensors(model):
+        if uses_external_data(tensor):
+            location = next((entry.value for entry in tensor.external_data if entry.key == "location"), None)
+            inside(directory, location)
+
+
+class _OnnxServer:
+    """Answers as `mlflow.pyfunc` does for ONNX: an onnxruntime session; its first floating-point output."""
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime
+
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        except (RuntimeError, ValueError) as error:  # onnxruntime's own exceptions derive from RuntimeError
+            raise RegistryError(f"onnxruntime cannot serve {path.name}: {error}") from error
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1:
+            raise RegistryError(f"the ONNX model has {len(inputs)} inputs; models with one input can be audited.")
+        floating = [o.name for o in self._session.get_outputs() if o.type in ("tensor(float)", "tensor(double)")]
+        name = (floating or [self._session.get_outputs()[0].name])[0]
+        dtype = np.float64 if inputs[0].type == "tensor(double)" else np.float32
+        return np.asarray(self._session.run([name], {inputs[0].name: np.asarray(points, dtype)})[0])
+
+
+def _load_pt2(_directory: Path, description: ModelDescription) -> LoadedModel:
+    program = load_pt2(description.model_file)
+    return LoadedModel(program, _module_server(program.module(), program.example_inputs))
+
+
+def _module_server(module: Callable[..., Any], example_inputs: Any) -> Served:
+    import torch
+
+    tensors = example_inputs[0] if example_inputs else ()
+    if len(tensors) > 1:
+        raise RegistryError(f"the exported program has {len(tensors)} inputs; models with one input can be audited.")
+    dtype = tensors[0].dtype if tensors else torch.float32
+
+    def served(points: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            answer = module(torch.as_tensor(np.asarray(points), dtype=dtype))
+        first = answer[0] if isinstance(answer, (tuple, list)) else answer
+        return first.detach().cpu().numpy()
+
+    return served
+
+
+def _load_skops(_directory: Path, description: ModelDescription) -> LoadedModel:
+    estimator = load_skops(description.model_file)
+    return LoadedModel(estimator, estimator_server(estimator))
+
+
+def estimator_server(estimator: Any) -> Served:
+    """What an estimator serves: a classifier's probabilities or decision values, else `predict`."""
+    names = getattr(estimator, "feature_names_in_", None)
+    methods = ("predict_proba", "decision_function", "predict") if hasattr(estimator, "classes_") else ("predict",)
+    method = next((getattr(estimator, name) for name in methods if hasattr(estimator, name)), None)
+    if method is None:
+        raise RegistryError(
+            f"the model's {type(estimator).__name__} cannot predict; log a fitted estimator or pipeline."
+        )
+
+    def served(points: np.ndarray) -> np.ndarray:
+        rows = np.asarray(points)
+        return np.asarray(method(rows if names is None else pd.DataFrame(rows, columns=list(names))))
+
+    return served
+
+
+def _load_trusted_torch(directory: Path, description: ModelDescription) -> LoadedModel:
+    import mlflow.pytorch
+    import torch
+
+    model = mlflow.pytorch.load_model(str(directory), **({"weights_only": False} if _pickled(description) else {}))
+    dtype = next((p.dtype for p in model.parameters()), torch.float32)
+    return LoadedModel(model, _module_server(model, ((torch.zeros(0, dtype=dtype),), {})))
+
+
+def _load_trusted_sklearn(directory: Path, _description: ModelDescription) -> LoadedModel:
+    import mlflow.sklearn
+
+    estimator = mlflow.sklearn.load_model(str(directory))
+    return LoadedModel(estimator, estimator_server(estimator))
+
+
+def _pickled(description: ModelDescription) -> bool:
+    return description.flavor == "pytorch-pickle"
+
+
+_LOAD: Mapping[str, Callable[[Path, ModelDescription], LoadedModel]] = {
+    "onnx": _load_onnx,
+    "pytorch-pt2": _load_pt2,
+    "sklearn-skops": _load_skops,
+}
+# An ONNX graph needs none of the code shipped beside it, so trust changes nothing about how it is read.
+_LOAD_TRUSTED: Mapping[str, Callable[[Path, ModelDescription], LoadedModel]] = {
+    "onnx": _load_onnx,
+    "pytorch-pt2": _load_trusted_torch,
+    "pytorch-pickle": _load_trusted_torch,
+    "sklearn-skops": _load_trusted_sklearn,
+    "sklearn-pickle": _load_trusted_sklearn,
+}
+
+
+def refuse_untrusted(uri: str, description: ModelDescription) -> None:
+    """Raise UntrustedModel when loading would run code; nothing has been loaded at that point."""
+    if description.runs_code:
+        raise UntrustedModel(
+            f"{uri} is refused before loading: {description.runs_code}. Save it without code: {description.safe_way}; "
+            "or, only if you trust its author with this machine, pass trust_pickle=True (--trust-pickle)."
+        )

@@ -1,0 +1,127 @@
+"""Loading a skops archive (scikit-learn) with this package's own list of types, not the list inside the model.
+
+MLflow passes skops the allow-list it finds in the model's own MLmodel file, and skops adds hundreds of types of its
+own. Here the archive's schema is read as JSON first: every node must use a loader and a type named below, or the
+model is refused by the names of what was found.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mlflow_lipschitz.errors import RegistryError, UntrustedModel
+
+# Public class names by public module. Private submodules below them (`sklearn.linear_model._base`) are the same place.
+_ESTIMATORS = {
+    "sklearn.pipeline": "Pipeline FeatureUnion",
+    "sklearn.compose": "ColumnTransformer TransformedTargetRegressor _RemainderColsList",
+    "sklearn.preprocessing": (
+        "StandardScaler MinMaxScaler MaxAbsScaler RobustScaler Normalizer PolynomialFeatures LabelBinarizer "
+        "LabelEncoder "
+        "OneHotEncoder OrdinalEncoder PowerTransformer QuantileTransformer SplineTransformer KBinsDiscretizer Binarizer"
+    ),
+    "sklearn.impute": "SimpleImputer",
+    "sklearn.decomposition": "PCA TruncatedSVD FastICA NMF",
+    "sklearn.feature_selection": "SelectKBest SelectPercentile VarianceThreshold",
+    "sklearn.linear_model": (
+        "LinearRegression Ridge RidgeCV Lasso LassoCV ElasticNet ElasticNetCV BayesianRidge ARDRegression "
+        "HuberRegressor "
+        "QuantileRegressor TweedieRegressor PoissonRegressor GammaRegressor LogisticRegression LogisticRegressionCV "
+        "RidgeClassifier SGDClassifier SGDRegressor Perceptron TheilSenRegressor OrthogonalMatchingPursuit Lars"
+    ),
+    "sklearn.neural_network": "MLPRegressor MLPClassifier AdamOptimizer SGDOptimizer",
+    "sklearn.svm": "SVC SVR LinearSVC LinearSVR NuSVC NuSVR",
+    "sklearn.gaussian_process": "GaussianProcessRegressor RBF ConstantKernel WhiteKernel Matern Sum Product",
+    "sklearn.naive_bayes": "GaussianNB",
+    "sklearn.discriminant_analysis": "LinearDiscriminantAnalysis QuadraticDiscriminantAnalysis",
+    "sklearn.kernel_ridge": "KernelRidge",
+    "sklearn.cross_decomposition": "PLSRegression",
+    "sklearn.multiclass": "OneVsRestClassifier _ConstantPredictor",
+    "sklearn.utils": "Bunch",
+}
+_TYPES = frozenset((module, name) for module, names in _ESTIMATORS.items() for name in names.split())
+_NUMPY_SCALAR = re.compile(r"(bool_?|(u?int|float)(8|16|32|64)|str_|bytes_)")
+_CONTAINERS = {
+    "DictNode": {"builtins.dict", "collections.OrderedDict"},
+    "ListNode": {"builtins.list"},
+    "TupleNode": {"builtins.tuple"},
+    "SetNode": {"builtins.set"},
+    "SliceNode": {"builtins.slice"},
+    "RandomStateNode": {"numpy.random.mtrand.RandomState"},
+}
+_LEAVES = {"JsonNode", "CachedNode"}
+
+
+def load_skops(path: str | Path) -> Any:
+    """The estimator in the archive at `path`.
+
+    Raises UntrustedModel naming every type outside the list, RegistryError when the installed scikit-learn or skops
+    cannot rebuild it.
+    """
+    unknown = sorted({found for node in _nodes(_schema(Path(path))) if (found := _unlisted(node))})
+    if unknown:
+        raise UntrustedModel(
+            f"the skops file {Path(path).name} is refused before loading: it names {', '.join(unknown)}, outside the "
+            "types this tool loads. Build the model from scikit-learn's own estimators, log it as ONNX with "
+            "mlflow.onnx.log_model, or allow it with trust_pickle=True (--trust-pickle) if you wrote it yourself."
+        )
+    import skops.io
+
+    try:
+        return skops.io.load(path, trusted=skops.io.get_untrusted_types(file=path))
+    except (ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        raise RegistryError(
+            f"{path} cannot be rebuilt by the installed scikit-learn and skops: {error}. Install the versions named "
+            "in the "
+            "model's requirements.txt."
+        ) from error
+
+
+def _schema(path: Path) -> Any:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if len(set(names)) != len(names):
+                raise UntrustedModel(f"the skops file {path.name} is refused: two records with one name.")
+            return json.loads(archive.read("schema.json"))
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise UntrustedModel(f"{path.name} is refused: not a skops file ({error}).") from error
+
+
+def _nodes(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        if "__loader__" in value:
+            yield value
+        for child in value.values():
+            yield from _nodes(child)
+    elif isinstance(value, list):
+        for child in value:
+            yield from _nodes(child)
+
+
+def _unlisted(node: dict[str, Any]) -> str:
+    """The name of what `node` would build when that is not on the list, else an empty string."""
+    loader, module, name = node["__loader__"], str(node.get("__module__")), str(node.get("__class__"))
+    full = f"{module}.{name}"
+    if loader in _LEAVES or full in _CONTAINERS.get(loader, ()):
+        return ""
+    if loader == "ObjectNode" and (_public(module), name) in _TYPES:
+        return ""
+    numeric = module == "numpy" and (_NUMPY_SCALAR.fullmatch(name) or name == "ndarray")
+    if loader == "NdArrayNode" and numeric:
+        return ""
+    if loader == "TypeNode" and (numeric or full in ("builtins.float", "builtins.int", "builtins.str")):
+        return ""
+    if loader == "DTypeNode" and module in ("numpy", "numpy.dtypes"):
+        return ""
+    return f"{full} ({loader})"
+
+
+def _public(module: str) -> str:
+    """`sklearn.linear_model` for `sklearn.linear_model._base`."""
+    return ".".join(module.split(".")[:2])
