@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class ReportContent:
         model: the audited model's URI.
         policy: the policy's reference, `name@version sha256:…`.
         frame: the bounds table, one row per audited point.
+        derivatives: feature -> certified (lower, upper) bounds of the output's derivative in it, each (P,).
         facts: name -> text; norm, radius, domain, method, arithmetic claim, versions: what repeating the audit needs.
         explanations: check type -> what the number means and does not mean.
         policy_file: how annotations name the policy's file.
@@ -41,6 +43,7 @@ class ReportContent:
     verdict: Verdict
     frame: pd.DataFrame
     counterexamples: tuple[Counterexample, ...] = ()
+    derivatives: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
     explanations: Mapping[str, str] = field(default_factory=dict)
     policy_file: str = "policy.yaml"

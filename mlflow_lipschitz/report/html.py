@@ -94,11 +94,8 @@ def _plots(content: ReportContent) -> list[str]:
             frame["lipschitz_lower"].to_numpy(), frame["lipschitz_upper"].to_numpy(), statuses, label=label, limit=limit
         )
     ]
-    for name in (column.removeprefix("monotone:") for column in frame.columns if column.startswith("monotone:")):
-        lower, upper = f"sensitivity_lower:{name}", f"sensitivity_upper:{name}"
-        if {lower, upper} <= set(frame.columns):
-            text = f"derivative in {name}: certified range"
-            plots.append(interval_plot(frame[lower].to_numpy(), frame[upper].to_numpy(), statuses, label=text))
+    for name, (lower, upper) in content.derivatives.items():
+        plots.append(interval_plot(lower, upper, statuses, label=f"derivative in {name}: certified range"))
     return plots
 
 

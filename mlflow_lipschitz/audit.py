@@ -1,0 +1,248 @@
+"""The way a model takes: pulled, lowered, replayed, bounded, judged, attested, logged. Read this file first."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mlflow_lipschitz.certificates.schema import Certificates
+from mlflow_lipschitz.engine.ir.graph import Graph
+from mlflow_lipschitz.errors import AuditError, InvalidData, RegistryError, UsageError
+from mlflow_lipschitz.frontends.fidelity import FidelityReport, replay
+from mlflow_lipschitz.frontends.lowering import lower
+from mlflow_lipschitz.frontends.to_onnx import to_onnx
+from mlflow_lipschitz.gate.explain import CHECK_TYPES, explain
+from mlflow_lipschitz.gate.table import BoundsTable
+from mlflow_lipschitz.gate.verdict import Verdict, judge
+from mlflow_lipschitz.mlflow_plugin.logging import log_audit
+from mlflow_lipschitz.pipeline.artifacts import facts, write_artifacts
+from mlflow_lipschitz.pipeline.measure import Arrays, MeasureOptions, Progress, counterexamples, measure
+from mlflow_lipschitz.pipeline.question import Question, question_of
+from mlflow_lipschitz.pipeline.row_bounds import table_columns
+from mlflow_lipschitz.pipeline.tracking import audit_run, baseline_metrics
+from mlflow_lipschitz.policy import AuditPolicy, load_policy
+from mlflow_lipschitz.registry.attestation import Attestation, Evidence, make_attestation
+from mlflow_lipschitz.registry.pull import PulledModel, load_model_object, pull
+from mlflow_lipschitz.report.content import ReportContent
+from mlflow_lipschitz.rows import AuditedRows, Data, load_rows
+
+
+@dataclass(frozen=True)
+class AuditOptions:
+    """How an audit runs; none of it changes what is claimed.
+
+    Attributes:
+        device: "auto", "cpu" or "cuda".
+        trust_pickle: load models whose loading runs code from their files.
+        resume: go on from the finished rows in `out`.
+        chunk_size: rows worked on at a time; None takes the default.
+        tracking_uri: MLflow store; None takes MLflow's current one.
+    """
+
+    device: str = "auto"
+    trust_pickle: bool = False
+    resume: bool = False
+    chunk_size: int | None = None
+    tracking_uri: str | None = None
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """What an audit found. `directory` holds all artifacts; `run_id` is None until the audit is logged."""
+
+    model: PulledModel
+    policy: AuditPolicy
+    rows: AuditedRows
+    graph_hash: str
+    fidelity: FidelityReport
+    table: BoundsTable
+    verdict: Verdict
+    metrics: Mapping[str, float]
+    content: ReportContent
+    attestation: Attestation
+    directory: Path
+    run_id: str | None = None
+
+
+def audit(
+    model_uri: str,
+    data: Data | None = None,
+    policy: str | Path | AuditPolicy = "policy.yaml",
+    *,
+    out: str | Path | None = None,
+    options: AuditOptions | None = None,
+    progress: Progress | None = None,
+) -> AuditResult:
+    """Audit a model against a policy and record the outcome in MLflow.
+
+    Args:
+        model_uri: `models:/name/3`, `models:/name@alias`, `models:/m-…`, `runs:/…`, or a folder.
+        data: rows to audit, see `load_rows`; None takes the model's input example.
+        policy: a file, YAML text, or a loaded policy.
+        out: directory for the artifacts; a new temporary one when None.
+        progress: called with (rows done, rows in all, median relative gap).
+    Raises:
+        PolicyError, InvalidData, UsageError, UntrustedModel: nothing was audited; something has to be changed first.
+        UnsupportedOperator, FidelityError, RegistryError, AuditError: the audit failed; nothing is logged as passed.
+    """
+    options = options or AuditOptions()
+    _require_device(options.device)
+    policy = policy if isinstance(policy, AuditPolicy) else load_policy(policy)
+    pulled = pull(model_uri, trust_pickle=options.trust_pickle, tracking_uri=options.tracking_uri)
+    rows = load_rows(_data_or_example(data, pulled), pulled.signature, policy)
+    directory = _directory(out)
+    with audit_run(pulled, options.tracking_uri) as run_id:
+        result = audit_rows(pulled, rows, policy, directory, options=options, progress=progress)
+        try:
+            log_audit(result, tracking_uri=options.tracking_uri, run_id=run_id)
+        except RegistryError as error:
+            raise AuditError(f"{error}\nThe bounds and reports are kept in {directory}") from error
+    return replace(result, run_id=run_id)
+
+
+def audit_rows(
+    pulled: PulledModel,
+    rows: AuditedRows,
+    policy: AuditPolicy,
+    directory: Path,
+    *,
+    options: AuditOptions | None = None,
+    progress: Progress | None = None,
+) -> AuditResult:
+    """The audit itself, of a pulled model on checked rows. Writes into `directory` only; logs nothing."""
+    options, started = options or AuditOptions(), time.perf_counter()
+    onnx_model = to_onnx(load_model_object(pulled), rows.points[:2])
+    graph = lower(onnx_model)
+    outputs = _output_names(graph, pulled, policy)
+    policy.bind(rows.feature_names, outputs)
+    question = question_of(policy, rows, outputs)
+    fidelity = replay(graph, onnx_model, rows.points, pulled.served)
+
+    arrays = measure(graph, rows, question, directory, _measure_options(options, policy), progress)
+    table = BoundsTable.from_columns(*table_columns(rows, question, arrays))
+    seconds = time.perf_counter() - started
+    baseline = baseline_metrics(policy.model.baseline, options.tracking_uri)
+    verdict = judge(table, policy, expected_points=len(rows), baseline=baseline, seconds_total=seconds)
+
+    certificates = _certificates(graph, rows, question, arrays, outputs)
+    described = facts(policy, question, graph.content_hash(), fidelity, certificates.method)
+    content = _content(pulled, policy, verdict, table, certificates, described)
+    metrics = {**table.metrics(), **verdict.metrics(), "lipschitz/seconds_total": seconds}
+    hashes = write_artifacts(directory, table, policy, certificates, content)
+    attestation = make_attestation(pulled, policy, verdict, Evidence(metrics, hashes, graph.content_hash()))
+    (directory / "attestation.json").write_text(attestation.to_json(), encoding="utf-8")
+    return AuditResult(
+        model=pulled,
+        policy=policy,
+        rows=rows,
+        graph_hash=graph.content_hash(),
+        fidelity=fidelity,
+        table=table,
+        verdict=verdict,
+        metrics=metrics,
+        content=content,
+        attestation=attestation,
+        directory=directory,
+    )
+
+
+def _require_device(device: str) -> None:
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"device must be auto, cpu or cuda, not {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device cuda was asked for, but this machine has none that torch can use; take --device auto")
+
+
+def _data_or_example(data: Data | None, pulled: PulledModel) -> Data:
+    if data is not None:
+        return data
+    if pulled.input_example is None:
+        raise InvalidData("the model was logged without an input example: give the rows to audit (--data)")
+    return pulled.input_example
+
+
+def _directory(out: str | Path | None) -> Path:
+    path = Path(tempfile.mkdtemp(prefix="mlflow-lipschitz-audit-")) if out is None else Path(out)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {path} cannot be used: {error.strerror}") from error
+    return path
+
+
+def _output_names(graph: Graph, pulled: PulledModel, policy: AuditPolicy) -> tuple[str, ...]:
+    """One name per output entry: the signature's, or the graph's (`logit[1]`) where the policy uses one of those."""
+    count = math.prod(graph.output_shape)
+    candidates = [names for names in (pulled.output_names, graph.output_names) if len(names) == count]
+    using = [names for names in candidates if policy.model.output in names]
+    return tuple((using or candidates or [tuple(f"output[{i}]" for i in range(count))])[0])
+
+
+def _measure_options(options: AuditOptions, policy: AuditPolicy) -> MeasureOptions:
+    settings: dict[str, Any] = {"chunk_size": options.chunk_size} if options.chunk_size else {}
+    return MeasureOptions(device=options.device, resume=options.resume, key=policy.digest, **settings)
+
+
+def _certificates(
+    graph: Graph, rows: AuditedRows, question: Question, arrays: Arrays, outputs: tuple[str, ...]
+) -> Certificates:
+    claims = ["lipschitz_upper", "lipschitz_lower"]
+    claims += ["radius"] if question.output == "margin" else ["derivative_lower", "derivative_upper"]
+    region = {
+        "points": rows.points,
+        "radius_per_feature": question.radius,
+        "feature_scale": question.unit,
+        "domain_lower": question.domain[0],
+        "domain_upper": question.domain[1],
+    }
+    return Certificates(
+        graph_hash=graph.content_hash(),
+        objective="margin" if question.output == "margin" else outputs[question.output],
+        norm=question.norm,
+        method=", ".join(np.unique(arrays["method"]).tolist()),
+        point_ids=tuple(rows.point_ids.tolist()),
+        feature_names=rows.feature_names,
+        arrays={**region, **{name: arrays[name] for name in claims}},
+        counterexamples=counterexamples(rows, question, arrays),
+    )
+
+
+def _content(
+    pulled: PulledModel,
+    policy: AuditPolicy,
+    verdict: Verdict,
+    table: BoundsTable,
+    certificates: Certificates,
+    described: Mapping[str, str],
+) -> ReportContent:
+    return ReportContent(
+        model=f"models:/{pulled.name}/{pulled.version}" if pulled.name else pulled.uri,
+        policy=policy.reference,
+        verdict=verdict,
+        frame=table.frame,
+        counterexamples=certificates.counterexamples,
+        derivatives=_derivatives(certificates, policy),
+        facts=described,
+        explanations={kind: explain(kind) for kind in CHECK_TYPES},
+    )
+
+
+def _derivatives(certificates: Certificates, policy: AuditPolicy) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Certified range of the derivative in each feature that a check names, to be plotted."""
+    if "derivative_lower" not in certificates.arrays:
+        return {}
+    named = dict.fromkeys(c.feature for c in policy.checks if c.type in ("monotone", "sensitivity_at_most"))
+    ranges = {}
+    for name in named:
+        index = certificates.feature_names.index(name)
+        low, high = (certificates.arrays[f"derivative_{end}"] for end in ("lower", "upper"))
+        ranges[name] = (low.reshape(len(low), -1)[:, index], high.reshape(len(high), -1)[:, index])
+    return ranges

@@ -1,0 +1,145 @@
+"""`mlflow-lipschitz`: options and arguments only; what a command does is in commands.py, imported when it runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlflow_lipschitz.cli.failures import exit_code_of
+
+_POLICY = click.Path(dir_okay=False, path_type=Path)
+_tracking_uri = click.option(
+    "--tracking-uri",
+    metavar="URI",
+    help="MLflow tracking store; default: MLFLOW_TRACKING_URI, else MLflow's own default.",
+)
+_trust_pickle = click.option(
+    "--trust-pickle", is_flag=True, help="Load pickled models. Loading one runs whatever code it holds."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="mlflow-lipschitz")
+@click.option("--verbose", is_flag=True, help="Show tracebacks and the log lines of MLflow.")
+def cli(verbose: bool) -> None:
+    """Certified bounds as an MLflow gate. Exit codes: 0 passed, 1 blocked, 2 usage or policy error, 3 audit failed."""
+    from mlflow_lipschitz.cli.failures import quiet_libraries
+
+    if not verbose:
+        quiet_libraries()
+
+
+@cli.command()
+@click.option("--dir", "directory", type=click.Path(file_okay=False, path_type=Path), default="mlflow-lipschitz-demo")
+def demo(directory: Path) -> int:
+    """Train, register, audit and promote two versions of a small model; one of them is blocked."""
+    from mlflow_lipschitz.cli import commands
+
+    return commands.demo(directory)
+
+
+@cli.command()
+@click.argument("model_uri")
+@click.option("--policy", type=_POLICY, required=True, help="Policy file (YAML).")
+@click.option("--data", type=click.Path(path_type=Path), help="Rows to audit: .csv, .parquet, .json, .npz.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--format", "style", type=click.Choice(["text", "json", "github"]), default="text", show_default=True)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Keep all artifacts in this directory.")
+@click.option("--resume", is_flag=True, help="Go on from the finished points in --out.")
+@click.option("--chunk-size", type=click.IntRange(min=1), help="Rows worked on at a time; bounds the memory.")
+@_trust_pickle
+@_tracking_uri
+def audit(**options: Any) -> int:
+    """Audit MODEL_URI (models:/name/3, models:/name@alias, runs:/…) against a policy."""
+    from mlflow_lipschitz.cli import commands
+
+    return commands.audit(commands.AuditRequest(**options))
+
+
+@cli.command()
+@click.argument("model_uri")
+@click.option("--alias", help="Alias to set on the version, such as champion.")
+@click.option("--stage", help="Stage to move the version to (deprecated in MLflow).")
+@click.option("--to", "target", metavar="NAME", help="Registered model to copy the version to.")
+@click.option("--dry-run", is_flag=True, help="Check everything, change nothing.")
+@_tracking_uri
+def promote(**options: Any) -> int:
+    """Promote MODEL_URI if, and only if, a passed audit of exactly these files is on record."""
+    from mlflow_lipschitz.cli import commands
+
+    return commands.promote(commands.PromoteRequest(**options))
+
+
+@cli.group()
+def policy() -> None:
+    """Validate, propose and describe policy files."""
+
+
+@policy.command()
+@click.argument("path", type=_POLICY)
+def check(path: Path) -> int:
+    """Validate a policy file; every error at once, with its line."""
+    from mlflow_lipschitz.cli import commands
+
+    return commands.policy_check(path)
+
+
+@policy.command()
+@click.argument("model_uri")
+@click.option("--data", type=click.Path(path_type=Path), help="Rows whose ranges become the domain.")
+@_trust_pickle
+@_tracking_uri
+def init(model_uri: str, data: Path | None, trust_pickle: bool, tracking_uri: str | None) -> int:
+    """Print a commented policy that fits the signature of MODEL_URI."""
+    from mlflow_lipschitz.cli import commands
+
+    return commands.policy_init(commands.ModelRequest(model_uri, trust_pickle, tracking_uri), data)
+
+
+@policy.command()
+def schema() -> int:
+    """Print the JSON Schema of policy files, for editors."""
+    from mlflow_lipschitz.cli import commands
+
+    return commands.policy_schema()
+
+
+@cli.command()
+@click.argument("model_uri")
+@_trust_pickle
+@_tracking_uri
+def support(model_uri: str, trust_pickle: bool, tracking_uri: str | None) -> int:
+    """List the nodes of MODEL_URI: bounded exactly, by a relaxation, or not at all."""
+    from mlflow_lipschitz.cli import commands
+
+    return commands.support(commands.ModelRequest(model_uri, trust_pickle, tracking_uri))
+
+
+@cli.command()
+@click.argument("check_type", required=False)
+def explain(check_type: str | None) -> int:
+    """Say what a check's number means and does not mean; without an argument, list the checks."""
+    from mlflow_lipschitz.cli import commands
+
+    return commands.explain(check_type)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code; never raises, never 0 on an error."""
+    verbose = "--verbose" in arguments
+    return exit_code_of(
+        lambda: cli.main(args=list(arguments), prog_name="mlflow-lipschitz", standalone_mode=False), verbose
+    )
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""What each command does, on parsed values. Returns exit codes; answers go to stdout, progress and notes to stderr."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mlflow_lipschitz.cli.failures import BLOCKED, FAILED, PASSED
+from mlflow_lipschitz.cli.output import show_audit, show_support
+from mlflow_lipschitz.cli.progress import progress
+
+if TYPE_CHECKING:
+    from mlflow_lipschitz.audit import AuditResult
+
+_CODES = {"passed": PASSED, "blocked": BLOCKED, "error": FAILED}
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """Which model, from where."""
+
+    model_uri: str
+    trust_pickle: bool = False
+    tracking_uri: str | None = None
+
+
+@dataclass(frozen=True)
+class AuditRequest:
+    """The options of `audit`."""
+
+    model_uri: str
+    policy: Path
+    data: Path | None = None
+    device: str = "auto"
+    style: str = "text"
+    out: Path | None = None
+    resume: bool = False
+    chunk_size: int | None = None
+    trust_pickle: bool = False
+    tracking_uri: str | None = None
+
+
+@dataclass(frozen=True)
+class PromoteRequest:
+    """The options of `promote`."""
+
+    model_uri: str
+    alias: str | None = None
+    stage: str | None = None
+    target: str | None = None
+    dry_run: bool = False
+    tracking_uri: str | None = None
+
+
+def demo(directory: Path) -> int:
+    """Tell the story in `directory`; 0 when it went as intended, 3 when not."""
+    from mlflow_lipschitz.cli.story import tell
+
+    return PASSED if tell(directory) else FAILED
+
+
+def audit(request: AuditRequest) -> int:
+    """Audit one model and show one line per check."""
+    result = run_audit(request)
+    show_audit(result, request.style, policy_file=str(request.policy))
+    return _CODES[result.verdict.status]
+
+
+def run_audit(request: AuditRequest) -> AuditResult:
+    """The audit itself, with progress on stderr."""
+    from mlflow_lipschitz.audit import AuditOptions
+    from mlflow_lipschitz.audit import audit as audit_model
+
+    options = AuditOptions(
+        device=request.device,
+        trust_pickle=request.trust_pickle,
+        resume=request.resume,
+        chunk_size=request.chunk_size,
+        tracking_uri=request.tracking_uri,
+    )
+    with _termination_as_interrupt(), progress("certifying") as report:
+        return audit_model(
+            request.model_uri, request.data, request.policy, out=request.out, options=options, progress=report
+        )
+
+
+def promote(request: PromoteRequest) -> int:
+    """Promote one version, or say what is missing."""
+    from mlflow_lipschitz.registry.promotion import promote as run_promotion
+
+    if not (request.alias or request.stage or request.target):
+        raise click.UsageError("say where to: --alias NAME, --stage NAME or --to MODEL")
+    result = run_promotion(
+        request.model_uri,
+        alias=request.alias,
+        stage=request.stage,
+        to=request.target,
+        dry_run=request.dry_run,
+        tracking_uri=request.tracking_uri,
+    )
+    click.echo(result.message)
+    return PASSED
+
+
+def policy_check(path: Path) -> int:
+    """Say `ok` with the policy's reference; PolicyError lists everything that is wrong."""
+    from mlflow_lipschitz.policy import load_policy
+
+    policy = load_policy(path)
+    click.echo(f"ok: {policy.reference}, {len(policy.checks)} checks")
+    return PASSED
+
+
+def policy_init(request: ModelRequest, data: Path | None) -> int:
+    """Print a policy for the model."""
+    from mlflow_lipschitz.cli.proposal import propose_policy
+    from mlflow_lipschitz.registry.pull import pull
+    from mlflow_lipschitz.rows import load_rows
+
+    pulled = pull(request.model_uri, trust_pickle=request.trust_pickle, tracking_uri=request.tracking_uri)
+    source = data if data is not None else pulled.input_example
+    rows = load_rows(source, pulled.signature) if source is not None else None
+    click.echo(propose_policy(pulled.name or "my-model", pulled.signature, rows), nl=False)
+    return PASSED
+
+
+def policy_schema() -> int:
+    """Print the schema."""
+    from mlflow_lipschitz.policy import policy_schema as schema
+
+    click.echo(json.dumps(schema(), indent=2))
+    return PASSED
+
+
+def support(request: ModelRequest) -> int:
+    """Print the table of nodes; 3 when an audit of this model would fail on one of them."""
+    from mlflow_lipschitz.frontends.support import support_table
+    from mlflow_lipschitz.frontends.to_onnx import to_onnx
+    from mlflow_lipschitz.registry.pull import load_model_object, pull
+
+    pulled = pull(request.model_uri, trust_pickle=request.trust_pickle, tracking_uri=request.tracking_uri)
+    example = pulled.input_example
+    if example is not None:
+        from mlflow_lipschitz.rows import load_rows
+
+        example = load_rows(example, pulled.signature).points
+    nodes = support_table(to_onnx(load_model_object(pulled), example))
+    show_support(nodes)
+    return FAILED if any(node.verdict == "unsupported" for node in nodes) else PASSED
+
+
+def explain(check_type: str | None) -> int:
+    """Print what a check means, or the list of checks."""
+    from mlflow_lipschitz.gate.explain import CHECK_TYPES
+    from mlflow_lipschitz.gate.explain import explain as text_of
+
+    if check_type is None:
+        click.echo("\n".join(sorted(CHECK_TYPES)))
+    elif check_type in CHECK_TYPES:
+        click.echo(text_of(check_type))
+    else:
+        raise click.UsageError(f"no check type {check_type!r}; there are: {', '.join(sorted(CHECK_TYPES))}")
+    return PASSED
+
+
+@contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end an audit as Ctrl-C does: finished rows are kept and the run is marked KILLED."""
+    if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

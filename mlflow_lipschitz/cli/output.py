@@ -1,0 +1,101 @@
+"""How answers look: text for people, JSON for programs, workflow commands for GitHub."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mlflow_lipschitz.report.content import ReportContent, number, verdict_word
+
+if TYPE_CHECKING:
+    from mlflow_lipschitz.audit import AuditResult
+    from mlflow_lipschitz.frontends.support import NodeSupport
+
+_COLORS = {"ok": "green", "FAIL": "red", "ERROR": "red", "warn": "yellow", "info": "yellow"}
+
+
+def show_audit(result: AuditResult, style: str, policy_file: str) -> None:
+    """Print the verdict in `style` (text, json, github)."""
+    if style == "json":
+        click.echo(audit_json(result))
+        return
+    for line in check_lines(result.content):
+        click.echo(line)
+    if style == "github":
+        _github(result, policy_file)
+
+
+def check_lines(content: ReportContent) -> list[str]:
+    """One line per check, then where it breaks, then the verdict."""
+    checks = content.verdict.checks
+    width = max((len(check.id) for check in checks), default=0)
+    lines = []
+    for check in checks:
+        word = verdict_word(check)
+        figures = f"{number(check.observed)} against {number(check.threshold)}"
+        lines.append(f"{click.style(f'{word:<5}', fg=_COLORS[word])} {check.id:<{width}}  {figures}  {check.message}")
+    seen: set[str] = set()
+    for example in content.counterexamples:
+        if example.check_id not in seen:
+            seen.add(example.check_id)
+            lines.append(f"      {example.check_id}: {example}")
+    color = "green" if content.verdict.status == "passed" else "red"
+    lines.append(click.style(f"{content.verdict.status}: {content.model}", fg=color, bold=True))
+    return lines
+
+
+def audit_json(result: AuditResult) -> str:
+    """Strict JSON: infinities are the strings Infinity and -Infinity."""
+    document = {
+        "verdict": result.verdict.status,
+        "model": result.content.model,
+        "policy": result.content.policy,
+        "checks": [check.to_dict() for check in result.verdict.checks],
+        "counterexamples": [str(example) for example in result.content.counterexamples],
+        "metrics": {name: _strict(value) for name, value in result.metrics.items()},
+        "artifacts": str(result.directory),
+        "run_id": result.run_id,
+    }
+    return json.dumps(document, indent=2, allow_nan=False)
+
+
+def show_support(nodes: Sequence[NodeSupport]) -> None:
+    """The per-node table of `support`."""
+    table = Table("node", "operator", "origin", "bounded", "note")
+    colors = {"exact": "green", "relaxed": "yellow", "unsupported": "red"}
+    for node in nodes:
+        verdict = Text(node.verdict, style=colors[node.verdict])
+        table.add_row(Text(node.node), Text(node.op_type), Text(node.origin or "–"), verdict, Text(node.note or ""))
+    Console().print(table)
+    missing = sum(node.verdict == "unsupported" for node in nodes)
+    click.echo(f"{len(nodes)} nodes, {missing} unsupported")
+
+
+def _github(result: AuditResult, policy_file: str) -> None:
+    from dataclasses import replace
+
+    from mlflow_lipschitz.report.github import github_annotations
+    from mlflow_lipschitz.report.summary import summary_markdown
+
+    content = replace(result.content, policy_file=policy_file)
+    for line in github_annotations(content):
+        click.echo(line)
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary:
+        with Path(summary).open("a", encoding="utf-8") as file:
+            file.write(summary_markdown(content))
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    return value.item() if hasattr(value, "item") else value

@@ -1,0 +1,79 @@
+"""Everything an audit leaves behind, written into one directory before anything is sent to MLflow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from mlflow_lipschitz.certificates.io import write_certificates
+from mlflow_lipschitz.certificates.schema import Certificates
+from mlflow_lipschitz.gate.table import BoundsTable
+from mlflow_lipschitz.pipeline.question import Question
+from mlflow_lipschitz.policy import AuditPolicy
+from mlflow_lipschitz.registry.manifest import sha256_of
+from mlflow_lipschitz.report.content import ReportContent
+from mlflow_lipschitz.report.html import report_html
+from mlflow_lipschitz.report.junit import junit_xml
+from mlflow_lipschitz.report.sarif import sarif_json
+from mlflow_lipschitz.report.summary import summary_markdown
+
+ARITHMETIC = "real: bounds hold for the exact function of the stored weights, not for its float32 evaluation"
+
+
+def write_artifacts(
+    directory: Path, table: BoundsTable, policy: AuditPolicy, certificates: Certificates, content: ReportContent
+) -> dict[str, str]:
+    """Write every artifact but the attestation and return file name -> SHA-256, what the attestation binds."""
+    table.to_parquet(directory / "points.parquet")
+    table.to_json(directory / "points.json")
+    write_certificates(certificates, directory)
+    texts = {
+        "policy.yaml": policy.text,
+        "suite.json": _json(content.verdict.suite_json),
+        "validation.json": _json(content.verdict.validation_json),
+        "summary.md": summary_markdown(content),
+        "report.html": report_html(content),
+        "junit.xml": junit_xml(content),
+        "audit.sarif": sarif_json(content),
+    }
+    for name, text in texts.items():
+        (directory / name).write_text(text, encoding="utf-8")
+    written = [*texts, "points.parquet", "points.json", "certificates.json", "certificates.npz"]
+    return {name: sha256_of(directory / name) for name in sorted(written)}
+
+
+def facts(policy: AuditPolicy, question: Question, graph_hash: str, fidelity: Any, method: str) -> Mapping[str, str]:
+    """What a reader needs to judge and to repeat the audit."""
+    perturbation = policy.perturbation
+    radius = perturbation.radius
+    described = (
+        ", ".join(f"{k} {v:g}" for k, v in radius.items()) if not isinstance(radius, (int, float)) else f"{radius:g}"
+    )
+    domain = ", ".join(f"{name} [{low:g}, {high:g}]" for name, (low, high) in policy.inputs.domain.items())
+    return {
+        "perturbation": f"norm {perturbation.norm}, radius {described} ({perturbation.scale} units)",
+        "domain": domain or "none",
+        "does not move": ", ".join(policy.inputs.immutable) or "–",
+        "judged output": str(policy.model.output),
+        "method": f"{method}; sound, incomplete: a bound may be larger than the truth, never smaller",
+        "arithmetic": ARITHMETIC,
+        "graph": f"sha256 {graph_hash}",
+        "graph against the model": f"largest difference {fidelity.max_difference:.3g} on {fidelity.rows} rows"
+        f" ({', '.join(fidelity.compared)})",
+        "policy": policy.reference,
+        "versions": ", ".join(f"{name} {_version(name)}" for name in ("mlflow-lipschitz", "torch", "onnx", "mlflow")),
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"

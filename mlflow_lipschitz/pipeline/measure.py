@@ -1,0 +1,199 @@
+"""Certify row after row, chunk after chunk, and keep every finished chunk on disk.
+
+An interrupted audit loses at most one chunk; `resume` goes on after the last one if graph, policy and rows are the
+same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mlflow_lipschitz.certificates.io import read_arrays, write_arrays
+from mlflow_lipschitz.certificates.schema import Counterexample
+from mlflow_lipschitz.certify import certified_radius, certify_lipschitz, certify_monotonicity, find_violation
+from mlflow_lipschitz.engine.ir.graph import Graph
+from mlflow_lipschitz.engine.propagation.interpreter import evaluate
+from mlflow_lipschitz.pipeline.question import Question
+from mlflow_lipschitz.rows import AuditedRows
+
+DEFAULT_CHUNK = 32
+
+Progress = Callable[[int, int, float], None]
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """How the work is done; none of it changes what is claimed.
+
+    Attributes:
+        device: "auto", "cpu" or "cuda".
+        chunk_size: rows worked on at a time, halved when the device runs out of memory.
+        resume: take finished chunks found in the directory.
+        key: digest of what the rows are judged by; chunks of another key are not taken.
+    """
+
+    device: str = "auto"
+    chunk_size: int = DEFAULT_CHUNK
+    resume: bool = False
+    key: str = ""
+
+
+def measure(
+    graph: Graph,
+    rows: AuditedRows,
+    question: Question,
+    directory: Path,
+    options: MeasureOptions,
+    progress: Progress | None = None,
+) -> Arrays:
+    """All bounds of all rows; every array has the rows as its first axis.
+
+    Finished chunks are kept in `directory`/chunks and removed when all rows are done.
+    """
+    folder = directory / "chunks"
+    folder.mkdir(parents=True, exist_ok=True)
+    key = _key(graph, rows, options.key)
+    done, start, size = [], 0, options.chunk_size
+    while start < len(rows):
+        path = folder / f"{start:08d}.npz"
+        arrays = _finished(path, key) if options.resume else None
+        if arrays is None:
+            try:
+                part = rows.take(np.arange(start, min(start + size, len(rows))))
+                arrays = _measure_chunk(graph, part, question, options.device)
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                size = size // 2
+                continue
+            write_arrays(path, {**arrays, "key": np.array(key)})
+        done.append(arrays)
+        start += len(arrays["lipschitz_upper"])
+        if progress:
+            progress(start, len(rows), float(np.median(np.concatenate([gap_of(a) for a in done]))))
+    merged = {name: np.concatenate([arrays[name] for arrays in done]) for name in done[0]}
+    for path in folder.glob("*.npz"):
+        path.unlink()
+    folder.rmdir()
+    return merged
+
+
+def gap_of(arrays: Arrays) -> np.ndarray:
+    """(P,) relative gap (upper − lower) / upper: 0 where both are zero, infinite where there is no upper bound."""
+    upper, lower = arrays["lipschitz_upper"], arrays["lipschitz_lower"]
+    safe = np.where(np.isfinite(upper) & (upper > 0), upper, 1.0)
+    gap = np.maximum(np.where(upper > 0, (np.where(np.isfinite(upper), upper, 0.0) - lower) / safe, 0.0), 0.0)
+    return np.where(np.isfinite(upper), gap, np.inf)
+
+
+def _measure_chunk(graph: Graph, rows: AuditedRows, question: Question, device: str) -> Arrays:
+    started = time.perf_counter()
+    points, region = rows.points, question.region(rows.points)
+    objective: dict[str, Any] = {"outputs": question.output}
+    if question.output == "margin":
+        objective["labels"] = _decisions(graph, points)
+    bound = certify_lipschitz(
+        graph, points, region, norm=question.norm, feature_scale=question.unit, device=device, **objective
+    )
+    arrays = {
+        "lipschitz_upper": bound.upper.max(axis=1),
+        "lipschitz_lower": bound.lower.max(axis=1),
+        "method": np.full(len(points), bound.method),
+        **_derivatives(graph, points, region, question, device),
+        **_radii(graph, points, question, device),
+    }
+    for position, asked in enumerate(question.monotone):
+        found = find_violation(
+            graph, points, region, feature=asked.feature, direction=asked.direction, output=question.output
+        )
+        arrays[f"violation_{position}"] = found.found
+        arrays[f"violation_point_{position}"] = found.point
+        arrays[f"violation_derivative_{position}"] = found.derivative
+    arrays["seconds"] = np.full(len(points), (time.perf_counter() - started) / len(points))
+    return arrays
+
+
+def _decisions(graph: Graph, points: np.ndarray) -> np.ndarray:
+    """(P,) the class the model decides for: what is certified is that this decision stays, right or wrong."""
+    return evaluate(graph, points).flatten(1).argmax(dim=1).numpy()
+
+
+def _derivatives(graph: Graph, points: np.ndarray, region: Any, question: Question, device: str) -> Arrays:
+    if question.output == "margin":
+        unknown = np.full(points.shape, np.inf)
+        sign = np.zeros(points.shape, dtype=np.int8)
+        return {
+            "derivative_lower": -unknown,
+            "derivative_upper": unknown,
+            "slope_min": unknown,
+            "slope_max": -unknown,
+            "sign": sign,
+        }
+    found = certify_monotonicity(graph, points, region, output=question.output, device=device)
+    return {
+        "derivative_lower": found.lower,
+        "derivative_upper": found.upper,
+        "slope_min": found.attained_lower,
+        "slope_max": found.attained_upper,
+        "sign": found.sign,
+    }
+
+
+def _radii(graph: Graph, points: np.ndarray, question: Question, device: str) -> Arrays:
+    if question.max_radius is None:
+        return {"radius": np.zeros(len(points)), "margin": np.full(len(points), -np.inf)}
+    found = certified_radius(
+        graph,
+        points,
+        _decisions(graph, points),
+        norm=question.norm,
+        max_radius=question.max_radius,
+        feature_scale=question.unit,
+        domain=question.domain,
+        device=device,
+    )
+    return {"radius": found.radius, "margin": found.margin}
+
+
+def counterexamples(rows: AuditedRows, question: Question, arrays: Arrays) -> tuple[Counterexample, ...]:
+    """Every violation found, worst derivative first within each check."""
+    found = []
+    for position, asked in enumerate(question.monotone):
+        hits = np.flatnonzero(arrays[f"violation_{position}"])
+        slopes = arrays[f"violation_derivative_{position}"]
+        for row in hits[np.argsort(-np.abs(slopes[hits]), kind="stable")]:
+            point = arrays[f"violation_point_{position}"][row].reshape(-1)
+            found.append(
+                Counterexample(
+                    check_id=asked.check_id,
+                    point_id=str(rows.point_ids[row]),
+                    feature=rows.feature_names[asked.feature],
+                    direction=asked.direction,
+                    derivative=float(slopes[row]),
+                    point=dict(zip(rows.feature_names, point.tolist(), strict=True)),
+                )
+            )
+    return tuple(found)
+
+
+def _finished(path: Path, key: str) -> Arrays | None:
+    if not path.is_file():
+        return None
+    arrays = read_arrays(path)
+    return arrays if str(arrays.pop("key", "")) == key else None
+
+
+def _key(graph: Graph, rows: AuditedRows, extra: str) -> str:
+    digest = hashlib.sha256(f"{graph.content_hash()} {extra} {rows.points.shape}".encode())
+    digest.update(np.ascontiguousarray(rows.points).tobytes())
+    digest.update(np.ascontiguousarray(rows.scale).tobytes())
+    return digest.hexdigest()

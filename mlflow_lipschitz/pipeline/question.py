@@ -1,0 +1,132 @@
+"""What a policy asks about each row, in the numbers the engine takes: region, objective, units.
+
+The unit of perturbation is one input unit (`scale: raw`), one standard deviation (`scale: standardized`), or the given
+radii together (a radius per feature). Lipschitz bounds and certified radii are in that unit; derivatives are in raw
+units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from mlflow_lipschitz.engine.domains.region import Box, LpBall
+from mlflow_lipschitz.errors import InvalidData, PolicyError, PolicyIssue
+
+if TYPE_CHECKING:
+    from mlflow_lipschitz.policy import AuditPolicy
+    from mlflow_lipschitz.rows import AuditedRows
+
+MAX_FEATURE_COLUMNS = 64
+"""Up to this many features each get columns in the bounds table; wider models only those a check names."""
+
+_LARGER_RADIUS = 4.0
+
+
+@dataclass(frozen=True)
+class MonotoneQuestion:
+    """One `monotone` check: `feature` is the index into the flattened input."""
+
+    check_id: str
+    feature: int
+    direction: Literal["increasing", "decreasing"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """
+    Attributes:
+        output: index of the judged output, or "margin" (top class against the rest).
+        norm: "linf", "l2" or "l1", the norm of the perturbation.
+        unit: (*input_shape), one unit of perturbation in raw units; 0 where a feature does not move.
+        size: how many units the perturbation may be.
+        domain: (lower, upper), each (*input_shape), infinite where the policy gives no domain.
+        columns: indices of the features with columns of their own in the bounds table.
+        monotone: the monotonicity checks.
+        lipschitz_limit: the smallest `max` of the Lipschitz checks, None without; above it a row is violated.
+        max_radius: how far, in units, a certified radius is looked for; None when no decision is judged.
+    """
+
+    output: int | Literal["margin"]
+    norm: Literal["linf", "l2", "l1"]
+    unit: np.ndarray
+    size: float
+    domain: tuple[np.ndarray, np.ndarray]
+    columns: tuple[int, ...]
+    monotone: tuple[MonotoneQuestion, ...]
+    lipschitz_limit: float | None
+    max_radius: float | None
+
+    @property
+    def radius(self) -> np.ndarray:
+        """(*input_shape), how far each feature may move, raw units."""
+        return self.size * self.unit
+
+    def region(self, points: np.ndarray) -> Box | LpBall:
+        """The perturbed inputs around `points` (P, *input_shape)."""
+        if self.norm == "linf":
+            return Box.around(points, self.radius, domain=self.domain)
+        return LpBall(points, self.radius, norm={"l2": 2, "l1": 1}[self.norm], domain=self.domain)
+
+
+def question_of(policy: AuditPolicy, rows: AuditedRows, output_names: Sequence[str]) -> Question:
+    """Translate a policy that was bound to these names.
+
+    Raises:
+        PolicyError: a check that this kind of output cannot have.
+        InvalidData: a constant column, whose standard deviation would be the unit.
+    """
+    names = rows.feature_names
+    output = policy.resolve_output(output_names)
+    _refuse_mismatch(policy, output)
+    unit, size = _unit(policy, rows)
+    lower, upper = (np.full(len(names), bound) for bound in (-np.inf, np.inf))
+    for name, ends in policy.inputs.domain.items():
+        lower[names.index(name)], upper[names.index(name)] = ends
+    named = {c.feature for c in policy.checks if c.type in ("monotone", "sensitivity_at_most")}
+    wide = len(names) > MAX_FEATURE_COLUMNS
+    radii = [c.min for c in policy.checks if c.type == "radius_at_least"]
+    return Question(
+        output=output,
+        norm=policy.perturbation.norm,
+        unit=unit.reshape(rows.input_shape),
+        size=size,
+        domain=(lower.reshape(rows.input_shape), upper.reshape(rows.input_shape)),
+        columns=tuple(i for i, name in enumerate(names) if not wide or name in named),
+        monotone=tuple(
+            MonotoneQuestion(c.id, names.index(c.feature), c.direction) for c in policy.checks if c.type == "monotone"
+        ),
+        lipschitz_limit=min((c.max for c in policy.checks if c.type == "lipschitz_at_most"), default=None),
+        max_radius=max([size, *radii]) * _LARGER_RADIUS if output == "margin" else None,
+    )
+
+
+def _unit(policy: AuditPolicy, rows: AuditedRows) -> tuple[np.ndarray, float]:
+    fixed = set(policy.immutable_features(rows.feature_names))
+    moves = np.array([name not in fixed for name in rows.feature_names])
+    radius = policy.perturbation.radius
+    if not isinstance(radius, (int, float)):
+        return np.array([radius.get(name, 0.0) for name in rows.feature_names]) * moves, 1.0
+    if policy.perturbation.scale == "raw":
+        return moves.astype(np.float64), float(radius)
+    spread = rows.scale.reshape(-1)
+    constant = [name for name, s, m in zip(rows.feature_names, spread, moves, strict=True) if m and s == 0.0]
+    if constant:
+        raise InvalidData(
+            f"column {constant[0]!r} is constant in the data, so it has no standard deviation to measure a perturbation"
+            " in: list it under inputs.immutable, or give radii per feature"
+        )
+    return spread * moves, float(radius)
+
+
+def _refuse_mismatch(policy: AuditPolicy, output: int | str) -> None:
+    if output == "margin":
+        kinds, advice = ("monotone", "sensitivity_at_most"), "needs one output: set model.output to its index or name"
+    else:
+        kinds, advice = ("radius_at_least",), "needs a decision: set model.output to margin"
+    issues = [PolicyIssue(c.line, f"checks[{c.id}]", f"{c.type} {advice}") for c in policy.checks if c.type in kinds]
+    if issues:
+        raise PolicyError(issues, policy.metadata.name)

@@ -1,0 +1,61 @@
+"""The MLflow run an audit is recorded in: begun before the first bound, and never left RUNNING."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from mlflow_lipschitz.errors import RegistryError
+from mlflow_lipschitz.registry import tags
+from mlflow_lipschitz.registry.pull import PulledModel
+from mlflow_lipschitz.registry.store import client_for, resolve, store_errors
+
+
+@contextmanager
+def audit_run(pulled: PulledModel, tracking_uri: str | None = None) -> Iterator[str]:
+    """A run beside the one that logged the model; FINISHED, KILLED on Ctrl-C, or FAILED, when the block ends.
+
+    Raises:
+        RegistryError: the store does not answer, or the run disappeared meanwhile.
+    """
+    client = client_for(tracking_uri)
+    with store_errors("start a run for the audit"):
+        experiment = os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"
+        if pulled.run_id:
+            experiment = client.get_run(pulled.run_id).info.experiment_id
+        run_id = client.create_run(experiment, run_name=f"lipschitz audit of {pulled.uri}").info.run_id
+    try:
+        yield run_id
+    except BaseException as error:
+        # The first failure is the one to report; that the store is gone too would hide it.
+        with suppress(RegistryError):
+            _end(client, run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    _end(client, run_id, "FINISHED")
+
+
+def baseline_metrics(uri: str | None, tracking_uri: str | None = None) -> Mapping[str, float] | None:
+    """The metrics of the latest audit of the baseline version, or None when there is no baseline or no audit of it.
+
+    None makes every `no_regression` check an error: without something to compare with, nothing is known.
+    """
+    if uri is None:
+        return None
+    client = client_for(tracking_uri)
+    try:
+        reference = resolve(uri, client)
+        if reference.name is None or reference.version is None:
+            return None
+        run_id = client.get_model_version(reference.name, reference.version).tags.get(tags.RUN_ID)
+        return dict(client.get_run(run_id).data.metrics) if run_id else None
+    except (RegistryError, MlflowException):
+        return None
+
+
+def _end(client: MlflowClient, run_id: str, status: str) -> None:
+    with store_errors(f"end run {run_id}", "Was the run deleted during the audit?"):
+        client.set_terminated(run_id, status=status)
