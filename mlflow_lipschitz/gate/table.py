@@ -23,10 +23,9 @@ import pandas as pd
 
 from mlflow_lipschitz.errors import AuditError
 from mlflow_lipschitz.gate import table_io
+from mlflow_lipschitz.gate.figures import INF, column_figure
 
 STATUSES = ("certified", "violated", "undecided", "error")
-
-INF = float("inf")
 
 # Allowed range of each numeric column, both ends included. float64's largest number means: +inf is not allowed.
 _FINITE = float(np.finfo(np.float64).max)
@@ -148,20 +147,17 @@ class BoundsTable:
         `checks_failed_critical` comes from the verdict.
         """
         values = self.columns
-        status = values["status"]
         figures = {
-            "certified_fraction": float(np.mean(status == "certified")) if len(self) else 0.0,
-            "undecided_count": float(np.sum(status == "undecided")),
-            "seconds_total": float(np.sum(values["seconds"])),
-            "upper_max": _of(np.max, values["lipschitz_upper"]),
-            "upper_mean": _of(np.mean, values["lipschitz_upper"]),
-            "lower_max": _of(np.max, values["lipschitz_lower"]),
-            "gap_median": _of(np.median, values["gap"]),
+            "certified_fraction": column_figure("certified_fraction", values["status"]),
+            "undecided_count": float(np.sum(values["status"] == "undecided")),
+            "seconds_total": column_figure("sum", values["seconds"]),
+            "upper_max": column_figure("max", values["lipschitz_upper"]),
+            "upper_mean": column_figure("mean", values["lipschitz_upper"]),
+            "lower_max": column_figure("max", values["lipschitz_lower"]),
+            "gap_median": column_figure("median", values["gap"]),
         }
         if np.any(values["margin"] > -INF):
-            figures["radius_median"] = float(np.median(values["radius"]))
-            # The value of a row, never one between two rows: a percentile must not invent a radius nobody certified.
-            figures["radius_p05"] = float(np.quantile(values["radius"], 0.05, method="lower"))
+            figures |= {f"radius_{name}": column_figure(name, values["radius"]) for name in ("median", "p05")}
         for feature, key in zip(self.feature_names, _metric_keys(self.feature_names), strict=True):
             ways = (np.sum(self.proved_monotone(feature, way)) for way in ("increasing", "decreasing"))
             figures[f"monotone_fraction/{key}"] = float(max(ways) / len(self)) if len(self) else 0.0
@@ -260,11 +256,6 @@ def _refuse(columns: Mapping[str, np.ndarray], bad: np.ndarray, reason: str) -> 
     if bad.any():
         row = int(np.argmax(bad))
         raise AuditError(f"bounds table: row {row} (point {columns['point_id'][row]}): {reason}")
-
-
-def _of(figure: Any, values: np.ndarray) -> float:
-    """`figure(values)`; of no rows nothing is known, which is +inf."""
-    return float(figure(values)) if len(values) else INF
 
 
 def _metric_keys(names: Sequence[str]) -> list[str]:
