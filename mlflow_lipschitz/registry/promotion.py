@@ -41,8 +41,7 @@ class PromotionResult:
     signature: str
     dry_run: bool
 
-    @property
-    def message(self) -> str:
+    def __str__(self) -> str:
         """One line for people."""
         target = [f"alias {self.alias}"] * bool(self.alias) + [f"stage {self.stage}"] * bool(self.stage)
         done = "would be" if self.dry_run else "is now"
