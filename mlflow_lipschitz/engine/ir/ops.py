@@ -115,7 +115,13 @@ class Add(Op):
 
 @dataclass(frozen=True, eq=False)
 class Multiply(Op):
-    """Elementwise product of two variable values of one shape."""
+    """Elementwise product of two variable values of one shape.
+
+    `linear_in` does not change the value: it says which operands a linear relaxation follows. A factor left out (the Clarke
+    derivative of a kink) counts as ranging freely over its interval.
+    """
+
+    linear_in: tuple[int, ...] = (0, 1)
 
     def output_shape(self, *shapes: Shape) -> Shape:
         _require(len(shapes) == 2 and shapes[0] == shapes[1], f"Multiply of {shapes}")

@@ -55,9 +55,9 @@ def upper_bounds(problem: Problem, bounds: Sequence[NodeBounds], target: int, co
         assert known.magnitude is not None
         shapes = tuple(nodes[i].shape for i in node.inputs)
         terms = rule_for(node.op).rounding_terms(node.op, shapes) + form.shape[3:].numel() + len(nodes)
-        norm = torch.linalg.vector_norm(form.flatten(3), ord=1, dim=-1) + _UNDERFLOW
-        error = error + norm * known.magnitude[:, :, None] * gamma(terms)
-        for source, passed in _step(problem, known, index, form):
+        steps, norm = _step(problem, known, index, form)
+        error = error + (norm + _UNDERFLOW) * known.magnitude[:, :, None] * gamma(terms)
+        for source, passed in steps:
             if isinstance(source, int):
                 pending[source] = pending[source] + passed if source in pending else passed
             else:
@@ -68,28 +68,44 @@ def upper_bounds(problem: Problem, bounds: Sequence[NodeBounds], target: int, co
     return torch.where(bound.isnan(), torch.inf, bound)
 
 
-def _step(problem: Problem, known: NodeBounds, index: int, form: Tensor) -> list[tuple[int | None, Tensor]]:
-    """The form on the node's inputs as (input, coefficients), and its constant part as (None, offset)."""
+# The form on the node's inputs as (input, coefficients), its constant part as (None, offset).
+_Steps = list[tuple[int | None, Tensor]]
+
+
+def _step(problem: Problem, known: NodeBounds, index: int, form: Tensor) -> tuple[_Steps, Tensor]:
+    """One backward step, and the ℓ1 norm of the form (points, objectives, rows) that its rounding error scales with."""
     node = problem.graph.nodes[index]
     if known.relaxation is not None:
-        coeffs, constant = _relax(known.relaxation, form)
-        return [(node.inputs[known.relaxation.operand], coeffs), (None, constant)]
+        return _relax(known.relaxation, node.inputs, form)
     rule, shapes = rule_for(node.op), tuple(problem.graph.nodes[i].shape for i in node.inputs)
     weights = problem.weights[index]
-    steps: list[tuple[int | None, Tensor]] = []
-    steps.extend(zip(node.inputs, rule.backward(node.op, weights, form, shapes), strict=True))
+    steps: _Steps = [*zip(node.inputs, rule.backward(node.op, weights, form, shapes), strict=True)]
     offset = rule.offset(node.op, weights, form, shapes)
-    return steps if offset is None else [*steps, (None, offset)]
+    if offset is not None:
+        steps.append((None, offset))
+    return steps, torch.linalg.vector_norm(form.flatten(3), ord=1, dim=-1)
 
 
-def _relax(relaxation: Relaxation, form: Tensor) -> tuple[Tensor, Tensor]:
-    """Upper line under a positive coefficient, lower line under a negative one."""
-    positive = form.clamp(min=0)
-    negative = form.clamp(max=0)
-    upper, lower = relaxation.upper_slope[:, :, None], relaxation.lower_slope[:, :, None]
-    coeffs = torch.addcmul(positive * upper, negative, lower)
-    high, low = relaxation.upper_offset.flatten(2)[..., None], relaxation.lower_offset.flatten(2)[..., None]
-    return coeffs, (positive.flatten(3) @ high + negative.flatten(3) @ low).squeeze(-1)
+def _relax(relaxation: Relaxation, inputs: tuple[int, ...], form: Tensor) -> tuple[_Steps, Tensor]:
+    """Upper plane under a positive coefficient, lower plane under a negative one: A·mean + |A|·half the difference.
+
+    Rounding of mean and half difference is within `RelaxedOp.rounding_terms`.
+    """
+    size = form.abs()
+    mean, half = _mean_and_half(relaxation.upper_offset.flatten(2), relaxation.lower_offset.flatten(2))
+    weighted = size.flatten(3) @ torch.stack([half, torch.ones_like(half)], -1)  # one pass for offset and norm
+    constant = (form.flatten(3) @ mean[..., None]).squeeze(-1) + weighted[..., 0]
+    steps: _Steps = [(None, constant)]
+    for position, upper, lower in zip(
+        relaxation.operands, relaxation.upper_slopes, relaxation.lower_slopes, strict=True
+    ):
+        mean, half = _mean_and_half(upper[:, :, None], lower[:, :, None])
+        steps.append((inputs[position], torch.addcmul(form * mean, size, half)))
+    return steps, weighted[..., 1]
+
+
+def _mean_and_half(upper: Tensor, lower: Tensor) -> tuple[Tensor, Tensor]:
+    return (upper + lower) / 2, (upper - lower) / 2
 
 
 def _dot_cotangent(problem: Problem, form: Tensor, nodes: int) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,8 @@ def bound_nodes(problem: Problem, refinement: Refinement | None) -> list[NodeBou
         if refinement is not None:
             for position in rule_for(node.op, node.name).operands(node.op, len(node.inputs)):
                 source = node.inputs[position]
-                if source not in settled and not isinstance(graph.nodes[source].op, SOURCES):
+                # A curve's range over its refined argument is exact already.
+                if source not in settled and not isinstance(graph.nodes[source].op, (*SOURCES, ops.Elementwise)):
                     _refine_for(problem, bounds, index, source, refinement)
         bounds.append(_bound_node(problem, bounds, index, passes=refinement is not None and index in linked))
     return bounds
@@ -75,14 +76,16 @@ def _bound_node(problem: Problem, bounds: Sequence[NodeBounds], index: int, *, p
     relaxation = rule.relaxation(node.op, *inputs)
     if relaxation is None:
         return NodeBounds(interval, None, rule.magnitude(node.op, weights, *inputs))
-    return NodeBounds(interval, relaxation, relaxation.magnitude(inputs[relaxation.operand]))
+    return NodeBounds(interval, relaxation, relaxation.magnitude(*inputs))
 
 
 def _refined(
     problem: Problem, bounds: Sequence[NodeBounds], target: int, mask: Tensor, refinement: Refinement
 ) -> Interval:
     known = bounds[target].interval
-    wanted = mask.flatten(2).any(1)
+    wanted = mask.flatten(2)
+    if known.lower.shape[1] == 1:
+        wanted = wanted.any(1, keepdim=True)
     widest = int(wanted.sum(-1).max())  # the one host read: the number of rows shapes the tensors
     if widest == 0:
         return known
@@ -91,10 +94,10 @@ def _refined(
     step = max(1, refinement.chunk_size // (2 * known.lower.shape[0] * known.lower.shape[1]))
     lower, upper = known.lower.flatten(2), known.upper.flatten(2)
     for start in range(0, widest, step):
-        chunk = rows[:, start : start + step]
+        chunk = rows[..., start : start + step]
         ends = upper_bounds(problem, bounds, target, _signed_unit_rows(chunk, shape))
-        high, low = ends.split(chunk.shape[1], 2)
-        place = chunk[:, None].expand(lower.shape[0], lower.shape[1], -1)
+        high, low = ends.split(chunk.shape[-1], 2)
+        place = chunk.expand(lower.shape[0], lower.shape[1], -1)
         high, low = high.expand(place.shape), -low.expand(place.shape)
         upper = upper.scatter(2, place, torch.minimum(upper.gather(2, place), high))
         lower = lower.scatter(2, place, torch.maximum(lower.gather(2, place), low))
@@ -102,17 +105,17 @@ def _refined(
 
 
 def _rows(wanted: Tensor, widest: int) -> Tensor:
-    """(points or 1, widest) entry indices, the wanted ones first; all entries in order when all are wanted."""
-    if widest == wanted.shape[1]:
-        return torch.arange(widest, device=wanted.device)[None]
+    """(points or 1, objectives or 1, widest) entry indices, the wanted ones first; in order when all are wanted."""
+    if widest == wanted.shape[-1]:
+        return torch.arange(widest, device=wanted.device)[None, None]
     return wanted.to(torch.uint8).topk(widest, dim=-1).indices
 
 
 def _signed_unit_rows(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Linear forms +eᵢ, then −eᵢ, for the chosen entries: (points or 1, 1, 2 · rows, *shape)."""
+    """Linear forms +eᵢ, then −eᵢ, for the chosen entries: (points or 1, objectives or 1, 2 · rows, *shape)."""
     size = torch.Size(shape).numel()
-    units = torch.zeros(*rows.shape, size, dtype=torch.float64, device=rows.device).scatter(2, rows[..., None], 1.0)
-    return torch.cat([units, -units], 1).reshape(rows.shape[0], 1, 2 * rows.shape[1], *shape)
+    units = torch.zeros(*rows.shape, size, dtype=torch.float64, device=rows.device).scatter(3, rows[..., None], 1.0)
+    return torch.cat([units, -units], 2).reshape(*rows.shape[:2], 2 * rows.shape[2], *shape)
 
 
 def _given(problem: Problem, op: ops.Op) -> Interval:

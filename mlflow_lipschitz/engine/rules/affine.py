@@ -27,7 +27,10 @@ class AffineOp:
     def imprecise(self, op: Op, *inputs: Interval) -> None:
         return None
 
-    def relaxation(self, op: Op, *inputs: Interval) -> None:
+    def free_slopes(self, op: Op, *inputs: Interval) -> None:
+        return None
+
+    def relaxation(self, op: Op, *inputs: Interval, slopes: tuple[Tensor, Tensor] | None = None) -> None:
         return None
 
 

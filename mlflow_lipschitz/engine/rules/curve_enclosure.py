@@ -17,7 +17,7 @@ from mlflow_lipschitz.engine.rules.curve_facts import CurveFacts, Parameters
 from mlflow_lipschitz.engine.rules.relaxation import Relaxation
 
 _ULP = 2.0**-52
-_BISECTIONS = 24  # tightness only: an inexact tangent point costs the square of its error
+_BISECTIONS = 12  # tightness only: an inexact tangent point costs the square of its error
 _UNDERFLOW = 2.0**-960
 
 
@@ -34,7 +34,7 @@ def curve_relaxation(facts: CurveFacts, parameters: Parameters, z: Interval) -> 
     """Two lines around the curve, each the best at the interval's midpoint among a few natural slopes."""
     upper_slope, upper_offset = _best_line(facts, parameters, z, 1)
     lower_slope, lower_offset = _best_line(facts, parameters, z, -1)
-    return Relaxation(0, lower_slope, lower_offset, upper_slope, upper_offset)
+    return Relaxation((0,), (lower_slope,), lower_offset, (upper_slope,), upper_offset)
 
 
 def is_affine_on(facts: CurveFacts, z: Interval) -> Tensor:

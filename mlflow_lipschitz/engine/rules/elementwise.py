@@ -22,7 +22,7 @@ class RelaxedOp:
     """What every op with a linear relaxation has in common: its backward step is the relaxation's."""
 
     def rounding_terms(self, op: Op, shapes: tuple[Shape, ...]) -> int:
-        return 2
+        return 10  # per operand: mean and half difference of two slopes, two products, a sum
 
     def magnitude(self, op: Op, weights: Weights, *inputs: Interval) -> Tensor:
         raise TypeError(f"{type(op).__name__} is relaxed; its magnitude is its relaxation's")
@@ -49,7 +49,10 @@ class ElementwiseRule(RelaxedOp):
     def imprecise(self, op: Any, *inputs: Interval) -> Tensor:
         return ~is_affine_on(CURVES[op.curve], inputs[0])
 
-    def relaxation(self, op: Any, *inputs: Interval) -> Relaxation:
+    def free_slopes(self, op: Op, *inputs: Interval) -> None:
+        return None
+
+    def relaxation(self, op: Any, *inputs: Interval, slopes: tuple[Tensor, Tensor] | None = None) -> Relaxation:
         return curve_relaxation(CURVES[op.curve], op.parameters, inputs[0])
 
     def vjp(self, builder: GraphBuilder, node: Node, cotangent: int) -> tuple[tuple[int, int], ...]:
@@ -59,7 +62,9 @@ class ElementwiseRule(RelaxedOp):
             raise UnsupportedOperator(node.op.curve, node.name, reason="this curve has no Clarke derivative here")
         (source,) = node.inputs
         derivative = builder.add(ops.Elementwise(curve, parameters), source, name=node.name)
-        return ((source, builder.add(ops.Multiply(), derivative, cotangent, name=node.name)),)
+        # A smooth derivative moves with its argument and is worth following; a kink's jumps, and is not.
+        product = ops.Multiply() if CURVES[curve].curved else ops.Multiply(linear_in=(1,))
+        return ((source, builder.add(product, derivative, cotangent, name=node.name)),)
 
 
 def supported_curve(curve: str) -> bool:

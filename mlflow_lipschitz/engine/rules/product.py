@@ -6,6 +6,8 @@ two over y's interval are the lines used (Shi et al., NeurIPS 2022, §3.3, for a
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -23,10 +25,10 @@ _UNDERFLOW = 2.0**-960
 
 
 class MultiplyRule(RelaxedOp):
-    """y = x₀ x₁; linear forms follow the second operand (in a Jacobian: the cotangent)."""
+    """y = x₀ x₁."""
 
-    def operands(self, op: Op, arity: int) -> tuple[int, ...]:
-        return (1,)
+    def operands(self, op: Any, arity: int) -> tuple[int, ...]:
+        return op.linear_in
 
     def evaluate(self, op: Op, weights: Weights, *inputs: Tensor) -> Tensor:
         return inputs[0] * inputs[1]
@@ -43,18 +45,54 @@ class MultiplyRule(RelaxedOp):
         """A constant first factor makes the product linear in the second, whatever that one's range."""
         return inputs[0].lower < inputs[0].upper
 
-    def relaxation(self, op: Op, *inputs: Interval) -> Relaxation:
+    def free_slopes(self, op: Any, *inputs: Interval) -> tuple[Tensor, Tensor] | None:
+        if op.linear_in == (1,):
+            return None
+        # The mixture in which the plane does not depend on x, where there is one: best when nothing is known of x.
         x, y = inputs
-        upper_slope, upper_offset = _chord_above(x, y)
-        # min(xₗ y, xᵤ y) = −max(−xₗ y, −xᵤ y)
-        slope, offset = _chord_above(Interval(-x.upper, -x.lower), y)
-        return Relaxation(1, -slope, -offset, upper_slope, upper_offset)
+        weight = torch.broadcast_to(-y.lower / (y.upper - y.lower), torch.broadcast_shapes(x.lower.shape, y.lower.shape))
+        weight = torch.where(weight.isfinite(), weight.clamp(0, 1), 0.5)
+        return weight, weight
+
+    def relaxation(self, op: Any, *inputs: Interval, slopes: tuple[Tensor, Tensor] | None = None) -> Relaxation:
+        x, y = inputs
+        mirrored = Interval(-x.upper, -x.lower)  # min(xₗ y, xᵤ y) = −max(−xₗ y, −xᵤ y)
+        if op.linear_in == (1,):
+            upper_slope, upper_offset = _chord_above(x, y)
+            slope, offset = _chord_above(mirrored, y)
+            return Relaxation((1,), (-slope,), -offset, (upper_slope,), upper_offset)
+        free = slopes or self.free_slopes(op, *inputs)
+        assert free is not None
+        above, below = free
+        upper_slopes, upper_offset = _plane_above(x, y, above)
+        (slope_x, slope_y), offset = _plane_above(mirrored, y, below)
+        # −(−x) y: the slope on x keeps its sign, the one on y and the offset change it.
+        return Relaxation((0, 1), (slope_x, -slope_y), -offset, upper_slopes, upper_offset)
 
     def vjp(self, builder: GraphBuilder, node: Node, cotangent: int) -> tuple[tuple[int, int], ...]:
         first, second = node.inputs
         left = builder.add(ops.Multiply(), second, cotangent, name=node.name)
         right = builder.add(ops.Multiply(), first, cotangent, name=node.name)
         return (first, left), (second, right)
+
+
+def _plane_above(x: Interval, y: Interval, weight: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Slopes (on x, on y) and offset of a plane above x·y: McCormick's two planes mixed, weight ∈ [0, 1] on the second.
+
+    The two are xᵤ y + yₗ x − xᵤ yₗ and xₗ y + yᵤ x − xₗ yᵤ. Whatever the slopes came out as, the offset covers the four corners,
+    where a bilinear function less a plane has its maximum over a box.
+    """
+    slope_x = (1 - weight) * y.lower + weight * y.upper
+    slope_y = (1 - weight) * x.upper + weight * x.lower
+    gaps = [_corner_gap(a, b, slope_x, slope_y) for a in (x.lower, x.upper) for b in (y.lower, y.upper)]
+    offset = torch.maximum(torch.maximum(gaps[0], gaps[1]), torch.maximum(gaps[2], gaps[3]))
+    return (slope_x, slope_y), offset
+
+
+def _corner_gap(a: Tensor, b: Tensor, slope_x: Tensor, slope_y: Tensor) -> Tensor:
+    product, on_x, on_y = a * b, slope_x * a, slope_y * b
+    size = product.abs() + on_x.abs() + on_y.abs()
+    return product - on_x - on_y + 4 * _ULP * size + _UNDERFLOW
 
 
 def _chord_above(x: Interval, y: Interval) -> tuple[Tensor, Tensor]:

@@ -33,8 +33,14 @@ class Rule(Protocol):
         """Mask over the entries of the linear operand whose bounds the relaxation depends on; None for an affine op."""
         ...
 
-    def relaxation(self, op: Op, *inputs: Interval) -> Relaxation | None:
-        """Two lines around the op; None for an affine op, which needs none."""
+    def free_slopes(self, op: Op, *inputs: Interval) -> tuple[Tensor, Tensor] | None:
+        """Start values in [0, 1] of the parameters (upper, lower) that pick the relaxation; None where nothing is free."""
+        ...
+
+    def relaxation(
+        self, op: Op, *inputs: Interval, slopes: tuple[Tensor, Tensor] | None = None
+    ) -> Relaxation | None:
+        """Two planes around the op, sound for any slopes in [0, 1]; None for an affine op, which needs none."""
         ...
 
     def rounding_terms(self, op: Op, shapes: tuple[Shape, ...]) -> int:
