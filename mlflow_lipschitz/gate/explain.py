@@ -14,8 +14,8 @@ CHECK_TYPES: tuple[str, ...] = tuple(CHECK_MODELS)
 _TEXTS: Mapping[str, tuple[str, str, str, str]] = {
     "lipschitz_at_most": (
         "For every audited row, no input within the perturbation radius changes the judged output faster than `max`: "
-        "moving the input by d changes the output by at most max * d. The bound is proved for all inputs of the region, "
-        "not sampled.",
+        "moving the input by d changes the output by at most max * d. The bound is proved for all inputs of the "
+        "region, not sampled.",
         "It says nothing about inputs outside the regions around the audited rows, and nothing about accuracy. A bound "
         "above `max` does not mean that the model changes that fast, only that it could not be ruled out; `violated` "
         "means that a point where it does was found.",
@@ -29,8 +29,9 @@ _TEXTS: Mapping[str, tuple[str, str, str, str]] = {
         "It does not say that the decision is right, and not that a perturbation just above the radius changes it: the "
         "certified radius is a lower bound of the true one. 0 means that nothing was proved.",
         "The unit and norm of perturbation.radius.",
-        "undecided: raise the budget; the row may well be robust. violated: an input that changes the decision is in "
-        "the certificate; train with adversarial or noisy inputs, or accept fewer rows with `mostly`.",
+        "undecided: raise the budget; the row may well be robust. violated: a nearby input "
+        "that changes the decision was found; train with adversarial or noisy inputs, or accept fewer rows with "
+        "`mostly`.",
     ),
     "monotone": (
         "For the rows counted by `mostly`, the output never moves against `direction` while the feature grows, "
