@@ -183,14 +183,16 @@ def _check(outcome: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no infinity: spell it, so that the statement stays strict JSON."""
+    """JSON has no infinity: spell it ("Infinity"), so that the statement stays strict JSON."""
     if isinstance(value, (bool, str, int)) or value is None:
         return value
     try:
         number = float(value)
     except (TypeError, ValueError):
         return str(value)
-    return number if math.isfinite(number) else str(number)
+    if math.isfinite(number):
+        return number
+    return "NaN" if math.isnan(number) else f"{'-' * (number < 0)}Infinity"
 
 
 def _packages() -> dict[str, str]:

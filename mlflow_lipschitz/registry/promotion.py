@@ -85,10 +85,16 @@ def promote(
     client = client_for(tracking_uri)
     with tempfile.TemporaryDirectory(prefix="mlflow-lipschitz-") as scratch:
         reference, path = fetch(model_uri, directory=Path(scratch), tracking_uri=tracking_uri)
-        if reference.name is None or not model_uri.startswith("models:/") or reference.version is None:
+        if reference.name is None or reference.version is None or not _names_a_version(model_uri):
             raise UsageError(f"{model_uri!r} is not a registered version. Use models:/NAME/VERSION.")
         attestation = _vouching(reference, path, client, Path(scratch) / "evidence")
     return _carry_out(_Request(alias, stage, to, dry_run), reference, attestation, client, tracking_uri)
+
+
+def _names_a_version(uri: str) -> bool:
+    """`models:/NAME/VERSION` or `models:/NAME@ALIAS`; a logged model's id alone may stand for several versions."""
+    path = uri.removeprefix("models:/")
+    return path != uri and ("/" in path or "@" in path)
 
 
 def _vouching(reference: ModelReference, path: Path, client: MlflowClient, scratch: Path) -> Attestation:

@@ -311,11 +311,3 @@ def test_a_manifest_notices_every_kind_of_change(onnx_folder: Path) -> None:
     assert before.differences(after) == ("MLmodel has changed", "extra is new", "model.onnx is missing")
     assert before.digest != after.digest
     assert before.differences(before) == ()
-
-
-def test_pull_through_http(http_store: str) -> None:
-    name = fresh_name()
-    info = log_onnx(name)
-    pulled = pull(f"models:/{name}/1")
-    assert (pulled.name, pulled.version, pulled.model_id) == (name, "1", info.model_id)
-    assert pulled.served(rows()) == pytest.approx(network(rows()), abs=1e-6)
