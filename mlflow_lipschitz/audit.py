@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from mlflow_lipschitz.certificates.schema import Certificates
+from mlflow_lipschitz.certify.execution import resolve_device
 from mlflow_lipschitz.engine.ir.graph import Graph
 from mlflow_lipschitz.errors import AuditError, InvalidData, RegistryError, UsageError
 from mlflow_lipschitz.frontends.fidelity import FidelityReport, replay
@@ -94,7 +94,7 @@ def audit(
         UnsupportedOperator, FidelityError, RegistryError, AuditError: the audit failed; nothing is logged as passed.
     """
     options = options or AuditOptions()
-    _require_device(options.device)
+    resolve_device(options.device)
     policy = policy if isinstance(policy, AuditPolicy) else load_policy(policy)
     pulled = pull(model_uri, trust_pickle=options.trust_pickle, tracking_uri=options.tracking_uri)
     rows = load_rows(_data_or_example(data, pulled), pulled.signature, policy)
@@ -139,26 +139,8 @@ def audit_rows(
     hashes = write_artifacts(directory, table, policy, certificates, content)
     attestation = make_attestation(pulled, policy, verdict, Evidence(metrics, hashes, graph.content_hash()))
     (directory / "attestation.json").write_text(attestation.to_json(), encoding="utf-8")
-    return AuditResult(
-        model=pulled,
-        policy=policy,
-        rows=rows,
-        graph_hash=graph.content_hash(),
-        fidelity=fidelity,
-        table=table,
-        verdict=verdict,
-        metrics=metrics,
-        content=content,
-        attestation=attestation,
-        directory=directory,
-    )
-
-
-def _require_device(device: str) -> None:
-    if device not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"device must be auto, cpu or cuda, not {device!r}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device cuda was asked for, but this machine has none that torch can use; take --device auto")
+    found = (pulled, policy, rows, graph.content_hash(), fidelity, table, verdict, metrics, content, attestation)
+    return AuditResult(*found, directory)
 
 
 def _data_or_example(data: Data | None, pulled: PulledModel) -> Data:

@@ -140,7 +140,7 @@ def _read(data: Data) -> tuple[pd.DataFrame | np.ndarray, np.ndarray | None]:
 
 
 def _read_json(path: Path) -> pd.DataFrame:
-    return pd.read_json(path, convert_dates=False)
+    return pd.read_json(path, dtype=False)
 
 
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -163,6 +163,9 @@ def _from_frame(table: pd.DataFrame, labels: np.ndarray | None, signature: Any, 
         raise InvalidData(
             f"missing column(s) {', '.join(map(repr, missing))}; the data has {', '.join(map(repr, table.columns))}"
         )
+    repeated = [name for name in wanted if list(table.columns).count(name) > 1]
+    if repeated:
+        raise InvalidData(f"two columns are named {repeated[0]!r}")
     ids = np.array([str(label) for label in table.index])
     points = np.column_stack([_numbers(table[name], ids) for name in wanted]) if len(table) else np.empty((0, 0))
     return _checked(points, tuple(wanted), ids, labels)
@@ -187,8 +190,6 @@ def _from_array(array: np.ndarray, labels: np.ndarray | None, signature: Any) ->
 def _checked(points: np.ndarray, names: tuple[str, ...], ids: np.ndarray, labels: np.ndarray | None) -> AuditedRows:
     if len(points) == 0:
         raise InvalidData("the data has no rows: nothing can be certified from an empty table")
-    if len(set(names)) != len(names):
-        raise InvalidData("two columns have the same name")
     if len(set(ids.tolist())) != len(ids):
         ids = np.array([str(i) for i in range(len(ids))])
     bad = np.argwhere(~np.isfinite(points.reshape(len(points), -1)))
@@ -205,8 +206,6 @@ def _checked(points: np.ndarray, names: tuple[str, ...], ids: np.ndarray, labels
 
 def _numbers(column: pd.Series, ids: np.ndarray) -> np.ndarray:
     """The column as float64. Text is refused even when it looks like a number; a missing cell is NaN, refused later."""
-    if isinstance(column, pd.DataFrame):
-        raise InvalidData(f"two columns are named {column.columns[0]!r}")
     if pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
         return column.to_numpy(dtype=np.float64, na_value=np.nan)
     for where, value in zip(ids, column, strict=True):

@@ -132,7 +132,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; never raises, never 0 on an error."""
     verbose = "--verbose" in arguments
     return exit_code_of(
-        lambda: cli.main(args=list(arguments), prog_name="mlflow-lipschitz", standalone_mode=False), verbose
+        lambda: cli.main(args=list(arguments), prog_name="mlflow-lipschitz", standalone_mode=False), verbose=verbose
     )
 
 

@@ -16,7 +16,7 @@ from mlflow_lipschitz.errors import LipschitzError
 PASSED, BLOCKED, USAGE, FAILED = 0, 1, 2, 3
 
 
-def exit_code_of(command: Callable[[], Any], verbose: bool = False) -> int:
+def exit_code_of(command: Callable[[], Any], *, verbose: bool = False) -> int:
     """Run `command` and return its exit code; an exception becomes a message on stderr and a code other than 0."""
     try:
         code = command()
@@ -30,10 +30,10 @@ def exit_code_of(command: Callable[[], Any], verbose: bool = False) -> int:
         click.echo("interrupted: nothing was decided, so nothing is passed", err=True)
         return FAILED
     except LipschitzError as error:
-        return _told(str(error), error.exit_code, verbose)
+        return _told(str(error), error.exit_code, verbose=verbose)
     except Exception as error:  # noqa: BLE001 - the last line of defense: whatever it was, CI must not read it as passed
         hint = "" if verbose else " (mlflow-lipschitz --verbose … shows where)"
-        return _told(f"unexpected {type(error).__name__}: {_first_line(error)}{hint}", FAILED, verbose)
+        return _told(f"unexpected {type(error).__name__}: {_first_line(error)}{hint}", FAILED, verbose=verbose)
     return code if isinstance(code, int) else FAILED
 
 
@@ -43,9 +43,11 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
     warnings.filterwarnings("ignore")
+    # The one warning that says something about the audit: the engine goes on with less at a time.
+    warnings.filterwarnings("always", message="out of GPU memory")
 
 
-def _told(message: str, code: int, verbose: bool) -> int:
+def _told(message: str, code: int, *, verbose: bool) -> int:
     if verbose:
         click.echo(traceback.format_exc(), err=True)
     click.echo(f"error: {message}", err=True)

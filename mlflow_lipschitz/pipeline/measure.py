@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from mlflow_lipschitz.certificates.io import read_arrays, write_arrays
 from mlflow_lipschitz.certificates.schema import Counterexample
@@ -36,7 +35,7 @@ class MeasureOptions:
 
     Attributes:
         device: "auto", "cpu" or "cuda".
-        chunk_size: rows worked on at a time, halved when the device runs out of memory.
+        chunk_size: rows certified and then saved together.
         resume: take finished chunks found in the directory.
         key: digest of what the rows are judged by; chunks of another key are not taken.
     """
@@ -62,19 +61,13 @@ def measure(
     folder = directory / "chunks"
     folder.mkdir(parents=True, exist_ok=True)
     key = _key(graph, rows, options.key)
-    done, start, size = [], 0, options.chunk_size
+    done, start = [], 0
     while start < len(rows):
         path = folder / f"{start:08d}.npz"
         arrays = _finished(path, key) if options.resume else None
         if arrays is None:
-            try:
-                part = rows.take(np.arange(start, min(start + size, len(rows))))
-                arrays = _measure_chunk(graph, part, question, options.device)
-            except torch.OutOfMemoryError:
-                if size == 1:
-                    raise
-                size = size // 2
-                continue
+            part = rows.take(np.arange(start, min(start + options.chunk_size, len(rows))))
+            arrays = _measure_chunk(graph, part, question, options.device)
             write_arrays(path, {**arrays, "key": np.array(key)})
         done.append(arrays)
         start += len(arrays["lipschitz_upper"])

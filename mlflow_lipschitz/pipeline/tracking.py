@@ -9,7 +9,8 @@ from contextlib import contextmanager, suppress
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from mlflow_lipschitz.errors import RegistryError
+from mlflow_lipschitz.errors import LipschitzError, RegistryError
+from mlflow_lipschitz.mlflow_plugin.logging import log_failure
 from mlflow_lipschitz.registry import tags
 from mlflow_lipschitz.registry.pull import PulledModel
 from mlflow_lipschitz.registry.store import client_for, resolve, store_errors
@@ -33,9 +34,19 @@ def audit_run(pulled: PulledModel, tracking_uri: str | None = None) -> Iterator[
     except BaseException as error:
         # The first failure is the one to report; that the store is gone too would hide it.
         with suppress(RegistryError):
+            if _says_something_about_the_model(error):
+                log_failure(pulled, run_id, tracking_uri=tracking_uri)
+        with suppress(RegistryError):
             _end(client, run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     _end(client, run_id, "FINISHED")
+
+
+def _says_something_about_the_model(error: BaseException) -> bool:
+    """An interruption or a mistake in policy or data leaves the version's last verdict as it is."""
+    if isinstance(error, LipschitzError):
+        return error.exit_code == LipschitzError.exit_code
+    return isinstance(error, Exception)
 
 
 def baseline_metrics(uri: str | None, tracking_uri: str | None = None) -> Mapping[str, float] | None:

@@ -25,7 +25,7 @@ th,td{text-align:left;padding:3px 6px;border-bottom:1px solid var(--line);vertic
 .scroll{overflow-x:auto}svg{width:100%;height:auto;font-size:11px;fill:currentColor}
 svg line{stroke:var(--line)}svg .certified{stroke:var(--good)}svg .violated,svg .error{stroke:var(--bad)}
 svg .undecided{stroke:var(--unsure)}svg .limit{stroke-dasharray:5 4;stroke:var(--bad)}svg text.limit{stroke:none}
-summary{cursor:pointer;margin-top:14px}dt{font-weight:600}dd{margin:0 0 6px}
+summary{cursor:pointer;margin-top:14px}dt{font-weight:600}dd{margin:0 0 6px;white-space:pre-line}
 """
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from mlflow_lipschitz.report.content import NOT_MEANT, ReportContent, number, verdict_word
 
 SIZE_LIMIT = 60_000
@@ -45,4 +47,4 @@ def _cell(text: object) -> str:
 
 
 def _code(text: str) -> str:
-    return " ".join(text.replace("`", "'").split())
+    return " ".join(re.sub("[`<>]", " ", text).split())

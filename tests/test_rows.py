@@ -1,0 +1,188 @@
+"""Rows are read cell by cell: everything that is no finite number in the right column is named and refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mlflow.models import ModelSignature
+from mlflow.types.schema import ColSpec, Schema, TensorSpec
+
+from mlflow_lipschitz.errors import InvalidData
+from mlflow_lipschitz.policy import AuditPolicy, load_policy
+from mlflow_lipschitz.rows import AuditedRows, load_rows, sample
+
+COLUMNS = ModelSignature(inputs=Schema([ColSpec("double", "age"), ColSpec("double", "income")]))
+TENSOR = ModelSignature(inputs=Schema([TensorSpec(np.dtype("float32"), (-1, 2))]))
+
+
+def frame() -> pd.DataFrame:
+    return pd.DataFrame(
+        {"income": [10.0, 20.0, 30.0, 40.0], "age": [1, 2, 3, 4], "label": ["a", "b", "a", "a"]}, index=[5, 6, 7, 8]
+    )
+
+
+def policy(inputs: str) -> AuditPolicy:
+    return load_policy(
+        "apiVersion: mlflow-lipschitz/v1\nkind: AuditPolicy\nmetadata: {name: p, version: 1}\nmodel: {output: 0}\n"
+        f"inputs: {inputs}\nperturbation: {{norm: linf, radius: 0.1}}\n"
+        "checks:\n  - {id: lip, type: lipschitz_at_most, max: 1.0}\n"
+    )
+
+
+def test_columns_are_taken_by_name_in_the_order_of_the_signature() -> None:
+    rows = load_rows(frame(), COLUMNS)
+    assert rows.feature_names == ("age", "income")
+    assert rows.points.tolist() == [[1, 10], [2, 20], [3, 30], [4, 40]]
+    assert rows.points.dtype == np.float64
+    assert rows.point_ids.tolist() == ["5", "6", "7", "8"]
+    np.testing.assert_array_equal(rows.scale, rows.points.std(axis=0))
+
+
+def test_without_column_names_the_data_names_the_features() -> None:
+    rows = load_rows(frame(), TENSOR, policy("{points: {stratify: label}}"))
+    assert rows.feature_names == ("income", "age")
+    assert rows.labels is not None
+    assert rows.labels.tolist() == ["a", "b", "a", "a"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "json", "npz"])
+def test_every_file_format_gives_the_same_points(suffix: str, tmp_path: Path) -> None:
+    table = frame().drop(columns="label")[["age", "income"]].astype(float).reset_index(drop=True)
+    path = tmp_path / f"rows.{suffix}"
+    if suffix == "csv":
+        table.to_csv(path, index=False)
+    elif suffix == "parquet":
+        table.to_parquet(path)
+    elif suffix == "json":
+        table.to_json(path, orient="records")
+    else:
+        np.savez(path, points=table.to_numpy())
+    assert load_rows(path, COLUMNS).points.tolist() == table.to_numpy().tolist()
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (np.nan, "nan"),
+        (np.inf, "inf"),
+        (-np.inf, "-inf"),
+        ("12", "'12' is not a number"),
+        (None, "None is not a number"),
+        ([1], "not a"),
+    ],
+)
+def test_a_cell_that_is_no_finite_number_is_named(value: object, shown: str) -> None:
+    table = frame()
+    table["income"] = table["income"].astype(object)
+    table.at[7, "income"] = value
+    with pytest.raises(InvalidData, match=r"row 7, column 'income'") as refusal:
+        load_rows(table, COLUMNS)
+    assert shown in str(refusal.value)
+    assert refusal.value.exit_code == 2
+
+
+def test_missing_columns_are_named() -> None:
+    with pytest.raises(InvalidData, match=r"missing column.*'age'.*the data has 'income', 'label'"):
+        load_rows(frame().drop(columns="age"), COLUMNS)
+
+
+def test_a_wrong_number_of_columns_is_refused() -> None:
+    with pytest.raises(InvalidData, match="3 feature column"):
+        load_rows(frame(), TENSOR)
+    with pytest.raises(InvalidData, match="shape"):
+        load_rows(np.zeros((4, 3)), TENSOR)
+    with pytest.raises(InvalidData, match="names 2"):
+        load_rows(np.zeros((4, 3)), COLUMNS)
+
+
+def test_two_columns_of_one_name_are_refused() -> None:
+    table = pd.DataFrame(np.zeros((2, 3)), columns=["age", "income", "age"])
+    with pytest.raises(InvalidData, match="two columns are named 'age'"):
+        load_rows(table, COLUMNS)
+
+
+@pytest.mark.parametrize("data", [frame().iloc[:0], np.zeros((0, 2))])
+def test_empty_data_is_refused(data: pd.DataFrame | np.ndarray) -> None:
+    with pytest.raises(InvalidData, match="no rows"):
+        load_rows(data, COLUMNS)
+
+
+def test_a_row_outside_the_domain_is_named() -> None:
+    with pytest.raises(InvalidData, match=r"row 8, column 'income': 40 is outside the domain \[0, 35\]"):
+        load_rows(frame(), COLUMNS, policy("{domain: {income: [0, 35]}}"))
+
+
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
+    for name, content in (("a.txt", "1"), ("b.csv", ""), ("c.parquet", "x"), ("d.json", "{"), ("e.npz", "x")):
+        path = tmp_path / name
+        path.write_text(content)
+        with pytest.raises(InvalidData, match=name):
+            load_rows(path, COLUMNS)
+    with pytest.raises(InvalidData, match="no such data file"):
+        load_rows(tmp_path / "absent.csv", COLUMNS)
+    np.savez(tmp_path / "f.npz", other=np.zeros(2))
+    with pytest.raises(InvalidData, match="no array 'points'"):
+        load_rows(tmp_path / "f.npz", COLUMNS)
+
+
+def test_pickled_arrays_are_not_loaded(tmp_path: Path) -> None:
+    np.savez(tmp_path / "rows.npz", points=np.array([[object()]], dtype=object))
+    with pytest.raises(InvalidData, match="cannot be read"):
+        load_rows(tmp_path / "rows.npz", None)
+
+
+def test_an_absent_label_column_is_refused() -> None:
+    with pytest.raises(InvalidData, match="stratifies by column 'segment'"):
+        load_rows(frame(), COLUMNS, policy("{points: {stratify: segment}}"))
+
+
+def test_tensor_entries_are_named_by_position() -> None:
+    rows = load_rows(np.zeros((1, 2, 2)), None)
+    assert rows.feature_names == ("x[0,0]", "x[0,1]", "x[1,0]", "x[1,1]")
+    assert load_rows(np.zeros((1, 2)), None).feature_names == ("x0", "x1")
+
+
+def test_the_served_model_gets_what_its_signature_asks_for() -> None:
+    rows = load_rows(frame(), COLUMNS)
+    served = rows.as_input(COLUMNS)
+    assert isinstance(served, pd.DataFrame)
+    assert list(served.columns) == ["age", "income"]
+    assert isinstance(rows.as_input(TENSOR), np.ndarray)
+
+
+def labeled(counts: list[int]) -> AuditedRows:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    points = np.arange(float(len(labels)))[:, None]
+    ids = np.array([str(i) for i in range(len(labels))])
+    return AuditedRows(points, ("x",), ids, points.std(axis=0), labels)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(1, 120), st.integers(0, 9))
+def test_a_stratified_sample_keeps_every_label_and_its_share(counts: list[int], size: int, seed: int) -> None:
+    rows = labeled(counts)
+    drawn = sample(rows, size, seed)
+    assert len(drawn) == min(size, len(rows))
+    assert len(set(drawn.point_ids.tolist())) == len(drawn)
+    assert drawn.points[:, 0].tolist() == sorted(drawn.points[:, 0].tolist())
+    assert drawn.labels is not None
+    found = Counter(drawn.labels.tolist())
+    for label, count in enumerate(counts):
+        share = len(drawn) * count / len(rows)
+        assert found[label] <= count
+        if size >= len(counts):
+            assert found[label] >= 1
+            # The reserved row per label moves a share by at most the number of labels.
+            assert abs(found[label] - share) <= len(counts) + 1
+
+
+def test_a_sample_depends_on_its_seed_only() -> None:
+    rows = labeled([50])
+    assert sample(rows, 10, 3).point_ids.tolist() == sample(rows, 10, 3).point_ids.tolist()
+    assert sample(rows, 10, 3).point_ids.tolist() != sample(rows, 10, 4).point_ids.tolist()
+    assert sample(rows, 10, 3).scale == rows.scale
