@@ -65,7 +65,8 @@ _TEXTS: Mapping[str, tuple[str, str, str, str]] = {
         "Give more data, or raise inputs.points.sample.",
     ),
     "certified_fraction_at_least": (
-        "At least this fraction of the rows ended with every bound proved within the budget (status certified).",
+        "For at least this fraction of the rows, everything the checks read was proved within the budget (status "
+        "certified).",
         "It does not say that the bounds meet the other checks, only that they were computed to the end. A row that is "
         "not certified is not unsafe: it is unknown.",
         "A fraction of the audited rows between 0 and 1.",

@@ -3,9 +3,9 @@
 Unknown is `+inf` for an upper bound, `0` for a radius, `-inf` for a margin; a NaN, a missing column, a duplicated row
 or a bound that contradicts itself is an `AuditError` at construction. `status` speaks of the whole row:
 
-- certified: the engine finished; every bound in the row is proved, and `lipschitz_upper` is finite.
+- certified: everything the checks read is known, and `lipschitz_upper` is finite. The checks say if it is enough.
 - violated: a point of the row's region was found at which a property asked for is false.
-- undecided: the budget ended first. The bounds are valid, only not tight.
+- undecided: something the checks read is not known within the budget. The bounds are valid, only not enough.
 - error: the computation on this row failed. Such a row claims nothing: all its bounds are unknown.
 """
 
