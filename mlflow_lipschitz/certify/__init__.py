@@ -1,0 +1,21 @@
+"""What a user asks of a model: local Lipschitz constants, monotonicity, certified radii."""
+
+from mlflow_lipschitz.certify.lipschitz import LipschitzCertificate, certify_lipschitz
+from mlflow_lipschitz.certify.monotonicity import (
+    MonotonicityCertificate,
+    Violation,
+    certify_monotonicity,
+    find_violation,
+)
+from mlflow_lipschitz.certify.radius import RadiusCertificate, certified_radius
+
+__all__ = [
+    "LipschitzCertificate",
+    "MonotonicityCertificate",
+    "RadiusCertificate",
+    "Violation",
+    "certified_radius",
+    "certify_lipschitz",
+    "certify_monotonicity",
+    "find_violation",
+]

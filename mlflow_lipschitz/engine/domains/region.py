@@ -33,7 +33,9 @@ class Box:
     def __init__(self, lower: Array, upper: Array) -> None:
         low, high = _float64(lower), _float64(upper)
         if low.shape != high.shape or low.dim() < 2:
-            raise InvalidRegion(f"a box needs two (points, *input shape) arrays, got {tuple(low.shape)}, {tuple(high.shape)}")
+            raise InvalidRegion(
+                f"a box needs two (points, *input shape) arrays, got {tuple(low.shape)}, {tuple(high.shape)}"
+            )
         _refuse(~(low.isfinite() & high.isfinite()), "the box is not finite")
         _refuse(low > high, "the box is empty (lower > upper)")
         object.__setattr__(self, "lower", low)
@@ -99,16 +101,16 @@ class LpBall:
     norm: int
     box: Box
 
-    def __init__(
-        self, points: Array, radius: Array, norm: int = 2, domain: tuple[Array, Array] | None = None
-    ) -> None:
+    def __init__(self, points: Array, radius: Array, norm: int = 2, domain: tuple[Array, Array] | None = None) -> None:
         if norm not in (1, 2):
             raise InvalidRegion(f"LpBall knows the norms 1 and 2, not {norm!r}; for the maximum norm use Box.around")
         center, reach = _center_and_radius(points, radius)
         object.__setattr__(self, "center", center)
         object.__setattr__(self, "radius", reach)
         object.__setattr__(self, "norm", norm)
-        object.__setattr__(self, "box", Box.around(center, reach, domain))
+        box = Box.around(center, reach, domain)
+        _refuse((center < box.lower) | (center > box.upper), "the domain excludes the center of the ball")
+        object.__setattr__(self, "box", box)
 
     @property
     def points(self) -> int:
@@ -165,7 +167,9 @@ def _center_and_radius(points: Array, radius: Array) -> tuple[Tensor, Tensor]:
     try:
         reach = torch.broadcast_to(reach.to(center.device), center.shape)
     except RuntimeError as error:
-        raise InvalidRegion(f"a radius of shape {tuple(reach.shape)} does not fit points {tuple(center.shape)}") from error
+        raise InvalidRegion(
+            f"a radius of shape {tuple(reach.shape)} does not fit points {tuple(center.shape)}"
+        ) from error
     _refuse(~center.isfinite(), "the point is not finite")
     _refuse(~(reach.isfinite() & (reach >= 0)), "the radius is negative or not finite")
     return center, reach

@@ -15,7 +15,7 @@ Shape = tuple[int, ...]
 
 def frozen_array(values: object, dtype: type = np.float64) -> np.ndarray:
     """A read-only contiguous copy; ops hold nothing that anyone can change afterwards."""
-    array = np.array(values, dtype=dtype, order="C", copy=True)
+    array: np.ndarray = np.array(values, dtype=dtype, order="C", copy=True)
     array.setflags(write=False)
     return array
 

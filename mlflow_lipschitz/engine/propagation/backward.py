@@ -1,8 +1,8 @@
 """Backward linear propagation (CROWN, Zhang et al. 2018; for Jacobian graphs Shi et al., NeurIPS 2022).
 
-A linear form on a node is pushed through the graph to the input and the objective, through affine ops exactly and through the others
-by their relaxations, and is there maximised over the region. Rounding: the computed coefficients are *chosen* numbers; what
-they miss, |ΔA| ≤ γ |A||W|, is charged against the known magnitude of the values they multiply.
+A linear form on a node is pushed through the graph to the input and the objective, through affine ops exactly and through the
+others by their relaxations, and is there maximised over the region. Rounding: the computed coefficients are *chosen* numbers;
+what they miss, |ΔA| ≤ γ |A||W|, is charged against the known magnitude of the values they multiply.
 """
 
 from __future__ import annotations

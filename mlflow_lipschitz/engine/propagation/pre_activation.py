@@ -108,7 +108,7 @@ def _rows(wanted: Tensor, widest: int) -> Tensor:
     """(points or 1, objectives or 1, widest) entry indices, the wanted ones first; in order when all are wanted."""
     if widest == wanted.shape[-1]:
         return torch.arange(widest, device=wanted.device)[None, None]
-    return wanted.to(torch.uint8).topk(widest, dim=-1).indices
+    return wanted.to(torch.float32).topk(widest, dim=-1).indices
 
 
 def _signed_unit_rows(rows: Tensor, shape: tuple[int, ...]) -> Tensor:

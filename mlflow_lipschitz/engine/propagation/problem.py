@@ -29,7 +29,9 @@ class Problem:
     cotangent: Tensor | None = None
 
     @staticmethod
-    def of(graph: Graph, region: Region, cotangent: Tensor | None = None, device: torch.device | None = None) -> Problem:
+    def of(
+        graph: Graph, region: Region, cotangent: Tensor | None = None, device: torch.device | None = None
+    ) -> Problem:
         """Put everything on the device (default: the CPU) in float64."""
         place = device or torch.device("cpu")
         lifted = None if cotangent is None else cotangent.to(place, torch.float64)

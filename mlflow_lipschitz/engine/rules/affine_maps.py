@@ -1,7 +1,7 @@
 """The linear part of every one-input affine op and its transpose, for any number of leading batch axes.
 
-`apply(op, weight, x, shape)` is the map with `weight` in place of the op's own (its positive part, say); `transpose` is its adjoint.
-`shape` is always the shape of the op's input, without batch axes.
+`apply(op, weight, x, shape)` is the map with `weight` in place of the op's own (its positive part, say); `transpose` is its
+adjoint. `shape` is always the shape of the op's input, without batch axes.
 """
 
 from __future__ import annotations

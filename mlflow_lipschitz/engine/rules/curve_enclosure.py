@@ -60,7 +60,9 @@ def _best_line(facts: CurveFacts, parameters: Parameters, z: Interval, side: int
     return slopes.gather(0, best).squeeze(0), offsets.gather(0, best).squeeze(0)
 
 
-def _candidate_slopes(facts: CurveFacts, parameters: Parameters, z: Interval, middle: Tensor, side: int) -> list[Tensor]:
+def _candidate_slopes(
+    facts: CurveFacts, parameters: Parameters, z: Interval, middle: Tensor, side: int
+) -> list[Tensor]:
     low, high = facts.value(z.lower, *parameters), facts.value(z.upper, *parameters)
     chord = (high - low) / (z.upper - z.lower)
     slopes = [chord, *(facts.slope(at, *parameters) for at in (z.lower, z.upper, middle))]

@@ -50,7 +50,9 @@ class MultiplyRule(RelaxedOp):
             return None
         # The mixture in which the plane does not depend on x, where there is one: best when nothing is known of x.
         x, y = inputs
-        weight = torch.broadcast_to(-y.lower / (y.upper - y.lower), torch.broadcast_shapes(x.lower.shape, y.lower.shape))
+        weight = torch.broadcast_to(
+            -y.lower / (y.upper - y.lower), torch.broadcast_shapes(x.lower.shape, y.lower.shape)
+        )
         weight = torch.where(weight.isfinite(), weight.clamp(0, 1), 0.5)
         return weight, weight
 

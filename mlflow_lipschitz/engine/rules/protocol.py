@@ -37,9 +37,7 @@ class Rule(Protocol):
         """Start values in [0, 1] of the parameters (upper, lower) that pick the relaxation; None where nothing is free."""
         ...
 
-    def relaxation(
-        self, op: Op, *inputs: Interval, slopes: tuple[Tensor, Tensor] | None = None
-    ) -> Relaxation | None:
+    def relaxation(self, op: Op, *inputs: Interval, slopes: tuple[Tensor, Tensor] | None = None) -> Relaxation | None:
         """Two planes around the op, sound for any slopes in [0, 1]; None for an affine op, which needs none."""
         ...
 

@@ -42,7 +42,9 @@ def _weights(op: Op, device: torch.device) -> Weights:
         return Weights(bias=constant)
     full = _tensor(weight, device)
     size = full.abs()
-    smallest = torch.where(size == 0, torch.inf, size).amin() if size.numel() else torch.tensor(torch.inf, device=device)
+    smallest = (
+        torch.where(size == 0, torch.inf, size).amin() if size.numel() else torch.tensor(torch.inf, device=device)
+    )
     return Weights(full, full.clamp(min=0), full.clamp(max=0), smallest, constant)
 
 

@@ -1,0 +1,144 @@
+"""Monotonicity: the sign of each partial derivative over the whole region.
+
+The region says which features move: with a box in which only feature i has an extent, the claim is about moving that feature alone
+(Shi et al., NeurIPS 2022, §4.3); with all features moving it is the stronger claim that this module's callers usually make.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from mlflow_lipschitz.certify.execution import (
+    default_chunk_size,
+    halving,
+    portions,
+    resolve_device,
+    rigorous_arithmetic,
+)
+from mlflow_lipschitz.certify.lipschitz import check_points
+from mlflow_lipschitz.certify.objectives import cotangents
+from mlflow_lipschitz.engine.attack.ascent import ascend, enclose_at, sampled_hull
+from mlflow_lipschitz.engine.domains.region import Region
+from mlflow_lipschitz.engine.ir.graph import Graph
+from mlflow_lipschitz.engine.propagation.pre_activation import Refinement, bound_nodes, refine_node
+from mlflow_lipschitz.engine.propagation.problem import Problem
+from mlflow_lipschitz.engine.transforms.objectives import gradient_graph, signed_entry
+from mlflow_lipschitz.errors import UsageError
+
+DIRECTIONS = {"increasing": 1.0, "decreasing": -1.0}
+
+
+@dataclass(frozen=True)
+class MonotonicityCertificate:
+    """Per point and feature: what is known of ∂f/∂x over the region. All arrays are (points, *input shape).
+
+    Attributes:
+        sign: +1 nondecreasing, −1 nonincreasing, 0 not certified; a derivative proved to be zero counts as +1.
+        lower, upper: certified range of the derivative; infinite where nothing could be proved.
+        attained_lower, attained_upper: derivatives reached at points of the region; attained_lower < 0 disproves increasing.
+    """
+
+    sign: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    attained_lower: np.ndarray
+    attained_upper: np.ndarray
+    output: int
+    arithmetic: str = "real"
+
+
+@dataclass(frozen=True)
+class Violation:
+    """Counterexamples to monotonicity, one search per point.
+
+    Attributes:
+        found: (points,) whether a derivative of the wrong sign was proved to occur.
+        point: (points, *input shape), in the region; where it occurs (or where the search ended).
+        derivative: (points,) the value there, rounded towards zero.
+    """
+
+    found: np.ndarray
+    point: np.ndarray
+    derivative: np.ndarray
+
+
+def certify_monotonicity(
+    graph: Graph,
+    points: Any,
+    region: Region,
+    *,
+    output: int = 0,
+    device: str = "auto",
+    chunk_size: int | None = None,
+) -> MonotonicityCertificate:
+    """Bound every partial derivative of one output over the region of every point.
+
+    Args:
+        graph: the model.
+        points: (points, *input shape); the region's points.
+        region: where the input ranges.
+        output: index of the output.
+        chunk_size: linear forms in flight; bounds memory.
+
+    Raises:
+        UsageError: no such output or device. InvalidRegion: region and points do not fit.
+        UnsupportedOperator: the graph holds an op without a derivative rule.
+    """
+    place = resolve_device(device)
+    count = check_points(graph, points, region)
+    objective, _ = cotangents(math.prod(graph.output_shape), output)
+    problem = Problem.of(gradient_graph(graph), region, objective, place)
+    size = chunk_size or default_chunk_size(place)
+    with rigorous_arithmetic():
+        ends = halving(size, lambda chunk: _in_portions(problem, count, chunk))
+    lower, upper, attained_lower, attained_upper = (end.reshape(count, *graph.input_shape) for end in ends)
+    sign = np.where(lower >= 0, 1, np.where(upper <= 0, -1, 0))
+    return MonotonicityCertificate(sign, lower, upper, attained_lower, attained_upper, output)
+
+
+def find_violation(
+    graph: Graph, points: Any, region: Region, *, feature: int, direction: str, output: int = 0
+) -> Violation:
+    """Look for a point of each region where the derivative by `feature` has the wrong sign; what is found is proved.
+
+    Args:
+        feature: flat index of the input entry.
+        direction: `increasing` or `decreasing`, the claim to be disproved.
+
+    Raises:
+        UsageError: an unknown direction, feature or output.
+    """
+    if direction not in DIRECTIONS:
+        raise UsageError(f"direction {direction!r}: choose increasing or decreasing")
+    if not 0 <= feature < math.prod(graph.input_shape):
+        raise UsageError(f"feature {feature} is not an index of an input of shape {graph.input_shape}")
+    count = check_points(graph, points, region)
+    sign = DIRECTIONS[direction]
+    objective, _ = cotangents(math.prod(graph.output_shape), output)
+    wrong = signed_entry(gradient_graph(graph), feature, -sign)
+    problem = Problem.of(wrong, region, objective)
+    with rigorous_arithmetic():
+        x = ascend(problem, rounds=12)
+        slope = enclose_at(problem, x).lower[:, 0, 0]
+    found = (slope > 0).numpy()
+    derivative = np.where(found, -sign * slope.numpy(), 0.0)
+    return Violation(found, x[:, 0].reshape(count, *graph.input_shape).numpy(), derivative)
+
+
+def _in_portions(problem: Problem, count: int, chunk_size: int) -> tuple[np.ndarray, ...]:
+    size = problem.graph.output_shape[0]
+    ends = np.stack([np.full((count, size), -np.inf), np.full((count, size), np.inf)] * 2)
+    refinement = Refinement(chunk_size)
+    for first, last in portions(count, max(1, chunk_size // 8)):
+        part = problem.with_rows(first, last)
+        bounds = bound_nodes(part, refinement)
+        certified = refine_node(part, bounds, part.graph.output, refinement)
+        attained = sampled_hull(part)
+        rows = (certified.lower, certified.upper, attained.lower, attained.upper)
+        ends[:, first:last] = torch.stack([row[:, 0].expand(last - first, size) for row in rows]).cpu().numpy()
+    return tuple(ends)
