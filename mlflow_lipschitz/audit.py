@@ -177,7 +177,8 @@ def _certificates(
     graph: Graph, rows: AuditedRows, question: Question, arrays: Arrays, outputs: tuple[str, ...]
 ) -> Certificates:
     claims = ["lipschitz_upper", "lipschitz_lower"]
-    claims += ["radius"] if question.output == "margin" else ["derivative_lower", "derivative_upper"]
+    claims += [] if question.output == "margin" else ["derivative_lower", "derivative_upper"]
+    claims += [] if question.max_radius is None else ["radius"]
     region = {
         "points": rows.points,
         "radius_per_feature": question.radius,

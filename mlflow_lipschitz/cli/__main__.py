@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from mlflow_lipschitz import __version__
 from mlflow_lipschitz.cli.failures import exit_code_of
 
 _POLICY = click.Path(dir_okay=False, path_type=Path)
@@ -23,11 +24,12 @@ _trust_pickle = click.option(
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="mlflow-lipschitz")
+@click.version_option(__version__, prog_name="mlflow-lipschitz")
 @click.option("--verbose", is_flag=True, help="Show tracebacks and the log lines of MLflow.")
 def cli(verbose: bool) -> None:
     """Certified bounds as an MLflow gate. Exit codes: 0 passed, 1 blocked, 2 usage or policy error, 3 audit failed."""
-    from mlflow_lipschitz.cli.failures import quiet_libraries
+    from mlflow_lipschitz import __version__
+from mlflow_lipschitz.cli.failures import quiet_libraries
 
     if not verbose:
         quiet_libraries()

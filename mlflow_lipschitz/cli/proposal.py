@@ -24,7 +24,7 @@ model:
 inputs:
   points: {{sample: 200, seed: 7}}           # add stratify: COLUMN to keep the proportions of a label column
 {domain}{immutable}\
-perturbation: {{norm: linf, radius: {radius}, scale: {scale}}}
+perturbation: {{norm: linf, radius: {radius}, scale: {scale}}}  # raw: input units; standardized: standard deviations
 engine: {{budget_per_point_s: 5, target_gap: 0.02}}
 checks:
   # Largest change of the output per unit of perturbation. Audit once, read lipschitz/upper_max, then decide.
@@ -60,7 +60,7 @@ def propose_policy(name: str, signature: Any, rows: AuditedRows | None) -> str:
         if fixed
         else "",
         radius=0.1 if standardized else 0.01,
-        scale="standardized" if standardized else "raw" + "  # raw input units; standardized = standard deviations",
+        scale="standardized" if standardized else "raw",
         monotone=_monotone(moving),
         points=min(100, len(rows)) if rows is not None and len(rows) > 1 else 100,
     )

@@ -117,7 +117,9 @@ def _measure_chunk(graph: Graph, rows: AuditedRows, question: Question, device: 
 
 def _decisions(graph: Graph, points: np.ndarray) -> np.ndarray:
     """(P,) the class the model decides for: what is certified is that this decision stays, right or wrong."""
-    return evaluate(graph, points).flatten(1).argmax(dim=1).numpy()
+    outputs = evaluate(graph, points).flatten(1)
+    decided = outputs.argmax(dim=1) if outputs.shape[1] > 1 else (outputs[:, 0] > 0).long()
+    return decided.numpy()
 
 
 def _derivatives(graph: Graph, points: np.ndarray, region: Any, question: Question, device: str) -> Arrays:

@@ -47,7 +47,8 @@ class Question:
         columns: indices of the features with columns of their own in the bounds table.
         monotone: the monotonicity checks.
         lipschitz_limit: the smallest `max` of the Lipschitz checks, None without; above it a row is violated.
-        max_radius: how far, in units, a certified radius is looked for; None when no decision is judged.
+        max_radius: how far, in units, a certified radius is looked for; None when no decision is judged. The decision is the
+            largest output, or the sign of a single one.
     """
 
     output: int | Literal["margin"]
@@ -81,7 +82,7 @@ def question_of(policy: AuditPolicy, rows: AuditedRows, output_names: Sequence[s
     """
     names = rows.feature_names
     output = policy.resolve_output(output_names)
-    _refuse_mismatch(policy, output)
+    _refuse_mismatch(policy, output, len(output_names))
     unit, size = _unit(policy, rows)
     lower, upper = (np.full(len(names), bound) for bound in (-np.inf, np.inf))
     for name, ends in policy.inputs.domain.items():
@@ -100,7 +101,7 @@ def question_of(policy: AuditPolicy, rows: AuditedRows, output_names: Sequence[s
             MonotoneQuestion(c.id, names.index(c.feature), c.direction) for c in policy.checks if c.type == "monotone"
         ),
         lipschitz_limit=min((c.max for c in policy.checks if c.type == "lipschitz_at_most"), default=None),
-        max_radius=max([size, *radii]) * _LARGER_RADIUS if output == "margin" else None,
+        max_radius=max([size, *radii]) * _LARGER_RADIUS if output == "margin" or radii else None,
     )
 
 
@@ -122,11 +123,23 @@ def _unit(policy: AuditPolicy, rows: AuditedRows) -> tuple[np.ndarray, float]:
     return spread * moves, float(radius)
 
 
-def _refuse_mismatch(policy: AuditPolicy, output: int | str) -> None:
+def _refuse_mismatch(policy: AuditPolicy, output: int | str, count: int) -> None:
+    """Refuse checks that have no meaning for this output: a margin has no single derivative, a value no decision."""
+    refused: dict[str, str] = {}
     if output == "margin":
-        kinds, advice = ("monotone", "sensitivity_at_most"), "needs one output: set model.output to its index or name"
-    else:
-        kinds, advice = ("radius_at_least",), "needs a decision: set model.output to margin"
-    issues = [PolicyIssue(c.line, f"checks[{c.id}]", f"{c.type} {advice}") for c in policy.checks if c.type in kinds]
+        refused = dict.fromkeys(
+            ("monotone", "sensitivity_at_most"), "needs one output: give model.output an index or name"
+        )
+    elif count > 1:
+        refused = {"radius_at_least": "needs a decision: set model.output to margin"}
+    issues = [
+        PolicyIssue(c.line, f"checks[{c.id}]", f"{c.type} {refused[c.type]}")
+        for c in policy.checks
+        if c.type in refused
+    ]
+    if output == "margin" and count == 1:
+        issues.append(
+            PolicyIssue(0, "model.output", "a margin needs two outputs or more; of a single logit the sign decides: 0")
+        )
     if issues:
         raise PolicyError(issues, policy.metadata.name)
