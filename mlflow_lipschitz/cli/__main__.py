@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from mlflow_lipschitz import __version__
-from mlflow_lipschitz.cli.failures import exit_code_of
+from mlflow_lipschitz.cli.failures import exit_code_of, quiet_libraries
 
 _POLICY = click.Path(dir_okay=False, path_type=Path)
 _tracking_uri = click.option(
@@ -28,9 +28,6 @@ _trust_pickle = click.option(
 @click.option("--verbose", is_flag=True, help="Show tracebacks and the log lines of MLflow.")
 def cli(verbose: bool) -> None:
     """Certified bounds as an MLflow gate. Exit codes: 0 passed, 1 blocked, 2 usage or policy error, 3 audit failed."""
-    from mlflow_lipschitz import __version__
-from mlflow_lipschitz.cli.failures import quiet_libraries
-
     if not verbose:
         quiet_libraries()
 
