@@ -27,9 +27,9 @@ from mlflow_lipschitz.frontends import (
 )
 from mlflow_lipschitz.frontends.constants import as_constant, fold
 from mlflow_lipschitz.frontends.lowering_context import BATCH_REMEDY, Call, Value, Variable, refusal
-from mlflow_lipschitz.frontends.preparation import ModelInput, model_input, opset_of, prepared
+from mlflow_lipschitz.frontends.preparation import ModelInput, model_input, needed_nodes, opset_of, prepared
 
-Row = Callable[[Call], "Variable | tuple[Variable | None, ...]"]
+Row = Callable[[Call], "Value | tuple[Variable | None, ...]"]
 
 
 def _table(*families: tuple[str, Mapping[str, Any]]) -> dict[tuple[str, str], Row]:
@@ -102,7 +102,7 @@ def _lower_with_batch(model: onnx.ModelProto, source: ModelInput, output: str, b
     values: dict[str, Value] = {t.name: as_constant(onnx.numpy_helper.to_array(t)) for t in model.graph.initializer}
     values[source.name] = Variable(builder.add(Input(source.shape), name=source.name), source.shape)
     consumers = count_consumers(model)
-    for node in _needed_nodes(model, output):
+    for node in needed_nodes(model.graph, output):
         inputs = tuple(_read(values, name, node) if name else None for name in node.input)
         call = Call(node, inputs, builder, consumers, batch, opset_of(model))
         outputs = zip(node.output, lower_node(call), strict=False)
@@ -145,7 +145,7 @@ def lower_node(call: Call) -> tuple[Value | None, ...]:
     if row is None:
         raise refusal(node, "no lowering for this operator", REMEDIES.get(node.op_type, ""))
     result = row(call)
-    return (result,) if isinstance(result, Variable) else result
+    return result if isinstance(result, tuple) else (result,)
 
 
 def count_consumers(model: onnx.ModelProto) -> Counter[str]:
@@ -163,13 +163,3 @@ def _shape(call: Call) -> np.ndarray:
     value = call.input(0)
     full = (call.batch, *value.shape) if isinstance(value, Variable) else call.constant(0, "its input").shape
     return np.asarray(full[call.attribute("start", 0) : call.attribute("end")], dtype=np.int64)
-
-
-def _needed_nodes(model: onnx.ModelProto, output: str) -> list[onnx.NodeProto]:
-    """Nodes the output depends on, in the model's (topological) order."""
-    needed, nodes = {output}, []
-    for node in reversed(model.graph.node):
-        if needed.intersection(node.output):
-            needed.update(name for name in node.input if name)
-            nodes.append(node)
-    return nodes[::-1]

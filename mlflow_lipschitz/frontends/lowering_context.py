@@ -31,6 +31,13 @@ class Variable:
     shape: Shape
 
 
+@dataclass(frozen=True)
+class Pieces(Variable):
+    """A variable that was split into a sequence. ONNX itself lets only sequence operators read one."""
+
+    items: tuple[Variable, ...] = ()
+
+
 Value: TypeAlias = "np.ndarray | Variable"
 
 

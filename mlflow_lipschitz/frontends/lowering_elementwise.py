@@ -37,6 +37,16 @@ def lower_cast(call: Call) -> Variable:
     return call.variable()
 
 
+def lower_cast_like(call: Call) -> Variable | np.ndarray:
+    """One of the two inputs depends on the model's input, so both are real; a constant must fit either real type."""
+    value = call.input(0)
+    if value is None:
+        call.refuse("its input is missing")
+    if not isinstance(value, Variable) and not np.array_equal(value, value.astype(np.float32)):
+        call.refuse("it rounds a constant", "export the model with its constants folded")
+    return value
+
+
 ROWS = {
     "Relu": _curve("relu"),
     "LeakyRelu": lower_leaky_relu,
@@ -46,4 +56,5 @@ ROWS = {
     "Identity": lambda call: call.variable(),
     "Dropout": lower_dropout,
     "Cast": lower_cast,
+    "CastLike": lower_cast_like,
 }

@@ -49,7 +49,7 @@ def lower_array_feature_extractor(call: Call) -> Variable:
 
 def lower_imputer(call: Call) -> Variable:
     """Rows with missing values are refused before they come here; on all others this operator does nothing."""
-    if not np.isnan(call.attribute("replaced_value_float", np.nan)) or call.attribute("imputed_value_floats") is None:
+    if not np.isnan(call.attribute("replaced_value_float", 0.0)) or call.attribute("imputed_value_floats") is None:
         call.refuse("it replaces a number, which is a jump", "impute NaN only")
     return call.variable()
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from mlflow_lipschitz.engine.ir.ops import Concat, Pad, ScaleShift, Select, Transpose
-from mlflow_lipschitz.frontends.lowering_context import BATCH_REMEDY, Call, Shape, Value, Variable
+from mlflow_lipschitz.frontends.lowering_context import BATCH_REMEDY, Call, Pieces, Shape, Value, Variable
 from mlflow_lipschitz.frontends.slicing import resolved_slice, split_sizes
 
 
@@ -106,6 +106,31 @@ def lower_split(call: Call) -> tuple[Variable, ...]:
     return tuple(pieces)
 
 
+def lower_split_to_sequence(call: Call) -> Pieces:
+    x = call.variable()
+    axis = call.sample_axis(call.attribute("axis", 0), len(x.shape) + 1)
+    length = x.shape[axis]
+    split = np.ones((), dtype=int) if call.input(1) is None else call.constant(1, "the split")
+    step = max(int(split.reshape(-1)[0]), 1)
+    sizes = [int(n) for n in split] if split.ndim else [min(step, length - i) for i in range(0, length, step)]
+    pieces, start = [], 0
+    for size in sizes:
+        piece = _select(call, x, axis, tuple(range(start, start + size)))
+        if call.input(1) is None and not call.attribute("keepdims", 1):
+            piece = call.reshape(piece, (*x.shape[:axis], *x.shape[axis + 1 :]))
+        pieces.append(piece)
+        start += size
+    return Pieces(x.index, x.shape, tuple(pieces))
+
+
+def lower_sequence_at(call: Call) -> Variable:
+    pieces = call.variable()
+    position = int(call.constant(1, "the position").reshape(-1)[0])
+    if not isinstance(pieces, Pieces) or not -len(pieces.items) <= position < len(pieces.items):
+        call.refuse(f"the sequence has no entry {position}")
+    return pieces.items[position]
+
+
 def lower_gather(call: Call) -> Variable:
     x = call.variable()
     indices = call.constant(1, "the indices")
@@ -189,6 +214,8 @@ ROWS = {
     "Expand": lower_expand,
     "Slice": lower_slice,
     "Split": lower_split,
+    "SplitToSequence": lower_split_to_sequence,
+    "SequenceAt": lower_sequence_at,
     "Gather": lower_gather,
     "Concat": lower_concat,
     "Pad": lower_pad,

@@ -48,6 +48,16 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
     return inliner.inline_local_functions(model) if model.functions else model
 
 
+def needed_nodes(graph: onnx.GraphProto, output: str) -> list[onnx.NodeProto]:
+    """Nodes that `output` depends on, in the graph's (topological) order."""
+    needed, nodes = {output}, []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed.update(name for name in node.input if name)
+            nodes.append(node)
+    return nodes[::-1]
+
+
 def opset_of(model: onnx.ModelProto) -> int:
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=OLDEST_OPSET)
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from mlflow_lipschitz.engine.propagation.interpreter import evaluate
 from mlflow_lipschitz.frontends.lowering import lower
+from mlflow_lipschitz.frontends.referee import onnxruntime_session
 
 Dims = Sequence[Any]
 
@@ -56,11 +56,7 @@ def node(op_type: str, inputs: str, outputs: str = "y", name: str = "", **attrib
 
 def run_onnxruntime(model: onnx.ModelProto, points: np.ndarray, output: str | None = None) -> np.ndarray:
     """(rows, outputs) flattened; row by row when the model has a batch of fixed length 1."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime_session(model)
     name = session.get_inputs()[0].name
     chosen = [output] if output else [session.get_outputs()[0].name]
     step = 1 if session.get_inputs()[0].shape[0] == 1 else len(points)

@@ -152,6 +152,26 @@ CASES: dict[str, tuple] = {
     "Split": ([node("Split", "x s", "a b", axis=1), node("Concat", "b a", axis=1)], (5,), {"s": integers(2, 3)}),
     "Split, attribute": ([node("Split", "x", "a y", axis=-1, split=[2, 3])], (5,), {}, 11),
     "Split evenly": ([node("Split", "x", "a b y", axis=1, num_outputs=3)], (5,), {}),
+    "SplitToSequence": (
+        [node("SplitToSequence", "x s", "q", axis=1), node("SequenceAt", "q i")],
+        (5,),
+        {"s": np.array(2), "i": np.array(-1)},
+    ),
+    "SplitToSequence by sizes": (
+        [node("SplitToSequence", "x s", "q", axis=-1), node("SequenceAt", "q i")],
+        (2, 5),
+        {"s": integers(1, 4), "i": np.array(1)},
+    ),
+    "SplitToSequence one by one": (
+        [node("SplitToSequence", "x", "q", axis=1, keepdims=0), node("SequenceAt", "q i")],
+        (3, 2),
+        {"i": np.array(1)},
+    ),
+    "CastLike": (
+        [node("CastLike", "c x", "d"), node("CastLike", "x d", "h"), node("Mul", "h d")],
+        (3,),
+        {"c": integers(2)},
+    ),
     "Gather": ([node("Gather", "x i", axis=1)], (4, 3), {"i": integers(2, -1, 0)}),
     "Gather one": ([node("Gather", "x i", axis=2)], (4, 3), {"i": np.array(-1)}),
     "Gather a table": ([node("Gather", "x i", axis=1)], (4,), {"i": np.array([[0, 1], [2, 3]])}),

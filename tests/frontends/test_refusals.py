@@ -82,6 +82,8 @@ UNSUPPORTED = {
     "MatMul": (node("MatMul", "x x"), {}, "both factors"),
     "Div": (node("Div", "c x"), {"c": weight(4)}, "divides by a value"),
     "Div by zero": (node("Div", "x c"), {"c": np.zeros(4, np.float32)}, "by zero"),
+    "CastLike": (node("CastLike", "c x"), {"c": np.full(4, 0.1)}, "rounds a constant"),
+    "SequenceAt": (node("SequenceAt", "x i"), {"i": np.array(0)}, "no entry"),
     "Cast": (node("Cast", "x", to=TensorProto.FLOAT16), {}, "FLOAT16"),
     "Pad": (node("Pad", "x p", mode="reflect"), {"p": integers(0, 1, 0, 1)}, "reflect"),
     "NaN": (node("Mul", "x c"), {"c": np.array([1, np.nan, 1, 1], np.float32)}, "NaN or infinity"),

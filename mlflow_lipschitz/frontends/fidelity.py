@@ -1,0 +1,137 @@
+"""Is the graph that will be certified the model that is served? Three programs, the same rows, compared number by number.
+
+graph (float64) against onnxruntime (the model's own precision, no optimizations) against the served model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from mlflow_lipschitz.engine.ir.graph import Graph
+from mlflow_lipschitz.engine.propagation.interpreter import evaluate
+from mlflow_lipschitz.errors import FidelityError
+from mlflow_lipschitz.frontends.preparation import ModelInput, model_input
+from mlflow_lipschitz.frontends.referee import onnxruntime_session
+from mlflow_lipschitz.frontends.served_answers import Comparison, compare_served
+
+# float32 rounds each operation by at most 2⁻²⁴ ≈ 6e-8 of its result. The errors of a few thousand operations that mostly
+# cancel stay below 1e-4 of the largest output; a wrong weight, axis or activation is far above it. For float64: 2⁻⁵³.
+RELATIVE_TOLERANCE = {onnx.TensorProto.FLOAT: 1e-4, onnx.TensorProto.DOUBLE: 1e-9}
+CHUNK_ENTRIES = 1 << 20  # input entries evaluated at once: bounds memory whatever the number of rows
+
+
+@dataclass(frozen=True)
+class FidelityReport:
+    """What was compared, and how far apart it was at worst.
+
+    Attributes:
+        max_difference: largest difference of two numbers that should be equal, in units of the output.
+        worst_row: position of the row where it occurred.
+        rows: number of rows compared.
+        compared: what was compared with what, one entry per comparison.
+        tolerance: the absolute difference that was allowed: `rel_tol` times the largest output.
+    """
+
+    max_difference: float
+    worst_row: int
+    rows: int
+    compared: tuple[str, ...]
+    tolerance: float
+
+
+def replay(
+    graph: Graph,
+    model: onnx.ModelProto,
+    points: np.ndarray,
+    served: Callable[[np.ndarray], Any] | None = None,
+    rel_tol: float | None = None,
+) -> FidelityReport:
+    """Run `points` through the graph, onnxruntime and the served model; raise unless all agree.
+
+    Args:
+        graph: what will be certified.
+        model: the ONNX model it was lowered from.
+        points: (rows, *input shape).
+        served: the model as it answers requests, points → answers: raw outputs, or for classifiers labels or
+            probabilities; an array, a data frame, or a dict with one of them. None skips this comparison.
+        rel_tol: allowed difference relative to the largest output; by default 1e-4 for float32 models and 1e-9 for float64.
+
+    Raises:
+        FidelityError: two of them differ, or one is not finite, or nothing could be compared; names row and difference.
+    """
+    source = model_input(model)
+    rel_tol = RELATIVE_TOLERANCE[source.element_type] if rel_tol is None else rel_tol
+    points = np.asarray(points)
+    if len(points) == 0 or points.shape[1:] != graph.input_shape:
+        raise FidelityError(
+            f"points of shape {points.shape} cannot be replayed on a graph that takes {graph.input_shape}"
+        )
+    # The model sees the points in its own precision, so the graph must too: rounding a row is not the model's error.
+    rounded = points.astype(np.float32 if source.element_type == onnx.TensorProto.FLOAT else np.float64)
+    own = np.concatenate([evaluate(graph, chunk).numpy() for chunk in _chunks(rounded)])
+    scale = float(np.abs(own).max(initial=0.0))
+    tolerance = rel_tol * scale if scale > 0 else rel_tol
+    reference = _run_onnxruntime(model, source, rounded, own.shape)
+    comparisons = [_compare("onnxruntime", own, reference)]
+    if served is not None:
+        comparisons.append(compare_served(own, served(points), model, tolerance))
+    for comparison in comparisons:
+        _require_small(comparison, tolerance)
+    worst = max(comparisons, key=lambda comparison: float(comparison.differences.max()))
+    row = int(worst.differences.argmax())
+    return FidelityReport(
+        max_difference=float(worst.differences[row]),
+        worst_row=row,
+        rows=len(points),
+        compared=tuple(comparison.what for comparison in comparisons),
+        tolerance=tolerance,
+    )
+
+
+def _compare(name: str, own: np.ndarray, other: np.ndarray) -> Comparison:
+    with np.errstate(invalid="ignore"):
+        return Comparison(f"graph against {name}", np.abs(own - other).max(axis=1))
+
+
+def _require_small(comparison: Comparison, tolerance: float) -> None:
+    # "not <=" instead of ">": a NaN difference is a mismatch.
+    bad = ~(comparison.differences <= tolerance * comparison.slack)
+    if bad.any():
+        differences = np.where(np.isnan(comparison.differences), np.inf, comparison.differences)
+        row = int(differences.argmax())
+        raise FidelityError(
+            f"{comparison.what}: {int(bad.sum())} of {len(bad)} rows differ; worst is row {row} with a difference of "
+            f"{comparison.differences[row]:.6g}, allowed is {tolerance * comparison.slack:.3g}. What would be certified is "
+            "not the model that is served"
+        )
+
+
+def _run_onnxruntime(
+    model: onnx.ModelProto, source: ModelInput, points: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray:
+    """(rows, outputs) of the model's lowered output, in batches of the length it was exported with."""
+    session = onnxruntime_session(model)
+    length = source.batch
+    parts = []
+    for chunk in _chunks(points):
+        step = length or len(chunk)
+        for start in range(0, len(chunk), step):
+            rows = chunk[start : start + step]
+            filled = np.concatenate([rows, np.repeat(rows[-1:], step - len(rows), axis=0)])
+            outputs = np.asarray(session.run(None, {source.name: filled})[0], dtype=np.float64)
+            parts.append(outputs.reshape(step, -1)[: len(rows)])
+    result = np.concatenate(parts)
+    if result.shape != shape:
+        raise FidelityError(f"onnxruntime gives {result.shape[1]} outputs per row, the graph {shape[1]}")
+    return result
+
+
+def _chunks(points: np.ndarray) -> Iterator[np.ndarray]:
+    rows = max(1, CHUNK_ENTRIES // max(1, int(np.prod(points.shape[1:]))))
+    for start in range(0, len(points), rows):
+        yield points[start : start + rows]

@@ -1,0 +1,113 @@
+"""torch modules and exported programs → ONNX, through torch's own exporter with its optimizations off."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from mlflow_lipschitz.errors import UnsupportedOperator, UsageError
+
+# The dynamo exporter's own opset; older ones go through a converter, newer ones have been seen to fail on attention.
+OPSET = 20
+
+
+def module_to_onnx(module: torch.nn.Module | torch.jit.ScriptFunction, example: Any) -> onnx.ModelProto:
+    """The module in evaluation mode, with a free batch axis. The module itself is left as it was.
+
+    Args:
+        module: takes one tensor (batch, ...) and returns one, or several of which the first is audited.
+        example: (rows, *sample shape), NumPy or torch; only its shape matters.
+
+    Raises:
+        UsageError: TorchScript, or no example.
+        UnsupportedOperator: torch cannot export the module with a free batch axis; says why.
+    """
+    if isinstance(module, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
+        raise UsageError(
+            "TorchScript is not supported: pass the original torch.nn.Module, or save it with torch.export"
+        )
+    if example is None:
+        raise UsageError("a torch module needs an example: rows of its input, of shape (rows, *sample shape)")
+    rows = _example_rows(module, example)
+    # An example batch of 1 would be taken as a constant by torch.export, so the axis could not be free.
+    rows = torch.cat([rows, rows])[:2] if len(rows) < 2 else rows[:2]
+    batch = torch.export.Dim("batch")
+    with _evaluation_mode(module):
+        return _export(module, (rows,), ({0: batch},))
+
+
+def program_to_onnx(program: torch.export.ExportedProgram) -> onnx.ModelProto:
+    """An exported program with the batch it was exported with: free, or of a fixed length."""
+    return _export(program, (), None)
+
+
+def _export(model: Any, arguments: tuple[Any, ...], dynamic_shapes: Any) -> onnx.ModelProto:
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                model,
+                arguments,
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                opset_version=OPSET,
+                dynamic_shapes=dynamic_shapes,
+            )
+    except Exception as error:  # the exporter runs the user's code, which may raise anything; we stop either way
+        raise UnsupportedOperator(
+            "torch.onnx.export",
+            type(model).__name__,
+            reason=f"torch cannot export it: {_innermost(error)}",
+            remedy="the model must take one tensor with a batch of any length as axis 0; or export it to ONNX yourself",
+        ) from error
+    assert program is not None
+    return program.model_proto
+
+
+def _innermost(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}".strip().split("\n\n")[0]
+
+
+def _example_rows(module: torch.nn.Module, example: Any) -> torch.Tensor:
+    rows = example.detach() if isinstance(example, torch.Tensor) else torch.from_numpy(np.array(example, dtype=float))
+    if rows.ndim == 0 or len(rows) == 0:
+        raise UsageError("the example has no rows; shape (rows, *sample shape) is expected")
+    parameters = [p for p in (*module.parameters(), *module.buffers()) if p.is_floating_point()]
+    if parameters:
+        return rows.to(dtype=parameters[0].dtype, device=parameters[0].device)
+    return rows if isinstance(example, torch.Tensor) else rows.float()
+
+
+@contextlib.contextmanager
+def _evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress marks on stdout and no remarks about packages the exporter would also like to see."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
