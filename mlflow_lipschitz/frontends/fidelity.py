@@ -15,14 +15,21 @@ import onnx
 from mlflow_lipschitz.engine.ir.graph import Graph
 from mlflow_lipschitz.engine.propagation.interpreter import evaluate
 from mlflow_lipschitz.errors import FidelityError
-from mlflow_lipschitz.frontends.preparation import ModelInput, model_input
+from mlflow_lipschitz.frontends.classification import classes_of
+from mlflow_lipschitz.frontends.preparation import ModelInput, model_input, output_name
 from mlflow_lipschitz.frontends.referee import onnxruntime_session
-from mlflow_lipschitz.frontends.served_answers import Comparison, compare_served
+from mlflow_lipschitz.frontends.served_answers import (
+    Comparison,
+    Tolerance,
+    compare_outputs,
+    compare_served,
+    named_answer,
+)
 
 # float32 rounds each operation by at most 2⁻²⁴ ≈ 6e-8 of its result. The errors of a few thousand operations that mostly
 # cancel stay below 1e-4 of the largest output; a wrong weight, axis or activation is far above it. For float64: 2⁻⁵³.
 RELATIVE_TOLERANCE = {onnx.TensorProto.FLOAT: 1e-4, onnx.TensorProto.DOUBLE: 1e-9}
-CHUNK_ENTRIES = 1 << 20  # input entries evaluated at once: bounds memory whatever the number of rows
+CHUNK_ENTRIES = 1 << 18  # input entries evaluated at once: bounds memory whatever the number of rows
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class FidelityReport:
         worst_row: position of the row where it occurred.
         rows: number of rows compared.
         compared: what was compared with what, one entry per comparison.
-        tolerance: the absolute difference that was allowed: `rel_tol` times the largest output.
+        tolerance: the difference that was allowed in that comparison.
     """
 
     max_difference: float
@@ -50,6 +57,7 @@ def replay(
     points: np.ndarray,
     served: Callable[[np.ndarray], Any] | None = None,
     rel_tol: float | None = None,
+    output: str | int | None = None,
 ) -> FidelityReport:
     """Run `points` through the graph, onnxruntime and the served model; raise unless all agree.
 
@@ -59,7 +67,9 @@ def replay(
         points: (rows, *input shape).
         served: the model as it answers requests, points → answers: raw outputs, or for classifiers labels or
             probabilities; an array, a data frame, or a dict with one of them. None skips this comparison.
-        rel_tol: allowed difference relative to the largest output; by default 1e-4 for float32 models and 1e-9 for float64.
+        rel_tol: allowed difference relative to the largest output (for probabilities, absolute); by default 1e-4 for
+            float32 models and 1e-9 for float64.
+        output: the output that was lowered, as given to `lower`.
 
     Raises:
         FidelityError: two of them differ, or one is not finite, or nothing could be compared; names row and difference.
@@ -74,14 +84,17 @@ def replay(
     # The model sees the points in its own precision, so the graph must too: rounding a row is not the model's error.
     rounded = points.astype(np.float32 if source.element_type == onnx.TensorProto.FLOAT else np.float64)
     own = np.concatenate([evaluate(graph, chunk).numpy() for chunk in _chunks(rounded)])
-    scale = float(np.abs(own).max(initial=0.0))
-    tolerance = rel_tol * scale if scale > 0 else rel_tol
-    reference = _run_onnxruntime(model, source, rounded, own.shape)
-    comparisons = [_compare("onnxruntime", own, reference)]
+    if not np.isfinite(own).all():
+        raise FidelityError(f"the graph gives NaN or infinity on row {int((~np.isfinite(own)).any(axis=1).argmax())}")
+    tolerance = Tolerance(rel_tol, float(np.abs(own).max(initial=0.0)))
+    name = output_name(model, output)
+    reference = _run_onnxruntime(model, source, rounded, name)
+    comparisons = [compare_outputs("onnxruntime", own, reference, tolerance)]
     if served is not None:
-        comparisons.append(compare_served(own, served(points), model, tolerance))
+        answers = named_answer(_answers(served, points), name)
+        comparisons.append(compare_served(own, answers, classes_of(model), tolerance))
     for comparison in comparisons:
-        _require_small(comparison, tolerance)
+        _require_small(comparison)
     worst = max(comparisons, key=lambda comparison: float(comparison.differences.max()))
     row = int(worst.differences.argmax())
     return FidelityReport(
@@ -89,32 +102,32 @@ def replay(
         worst_row=row,
         rows=len(points),
         compared=tuple(comparison.what for comparison in comparisons),
-        tolerance=tolerance,
+        tolerance=worst.tolerance,
     )
 
 
-def _compare(name: str, own: np.ndarray, other: np.ndarray) -> Comparison:
-    with np.errstate(invalid="ignore"):
-        return Comparison(f"graph against {name}", np.abs(own - other).max(axis=1))
+def _answers(served: Callable[[np.ndarray], Any], points: np.ndarray) -> Any:
+    try:
+        return served(points)
+    except Exception as error:  # any model may be served, and whatever it raises, nothing was compared
+        raise FidelityError(f"the served model failed on the audited rows: {type(error).__name__}: {error}") from error
 
 
-def _require_small(comparison: Comparison, tolerance: float) -> None:
+def _require_small(comparison: Comparison) -> None:
     # "not <=" instead of ">": a NaN difference is a mismatch.
-    bad = ~(comparison.differences <= tolerance * comparison.slack)
+    bad = ~(comparison.differences <= comparison.tolerance)
     if bad.any():
         differences = np.where(np.isnan(comparison.differences), np.inf, comparison.differences)
         row = int(differences.argmax())
         raise FidelityError(
             f"{comparison.what}: {int(bad.sum())} of {len(bad)} rows differ; worst is row {row} with a difference of "
-            f"{comparison.differences[row]:.6g}, allowed is {tolerance * comparison.slack:.3g}. What would be certified is "
+            f"{comparison.differences[row]:.6g}, allowed is {comparison.tolerance:.3g}. What would be certified is "
             "not the model that is served"
         )
 
 
-def _run_onnxruntime(
-    model: onnx.ModelProto, source: ModelInput, points: np.ndarray, shape: tuple[int, ...]
-) -> np.ndarray:
-    """(rows, outputs) of the model's lowered output, in batches of the length it was exported with."""
+def _run_onnxruntime(model: onnx.ModelProto, source: ModelInput, points: np.ndarray, output: str) -> np.ndarray:
+    """(rows, outputs) of one output of the model, in batches of the length it was exported with."""
     session = onnxruntime_session(model)
     length = source.batch
     parts = []
@@ -123,12 +136,9 @@ def _run_onnxruntime(
         for start in range(0, len(chunk), step):
             rows = chunk[start : start + step]
             filled = np.concatenate([rows, np.repeat(rows[-1:], step - len(rows), axis=0)])
-            outputs = np.asarray(session.run(None, {source.name: filled})[0], dtype=np.float64)
+            outputs = np.asarray(session.run([output], {source.name: filled})[0], dtype=np.float64)
             parts.append(outputs.reshape(step, -1)[: len(rows)])
-    result = np.concatenate(parts)
-    if result.shape != shape:
-        raise FidelityError(f"onnxruntime gives {result.shape[1]} outputs per row, the graph {shape[1]}")
-    return result
+    return np.concatenate(parts)
 
 
 def _chunks(points: np.ndarray) -> Iterator[np.ndarray]:

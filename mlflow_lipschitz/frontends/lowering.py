@@ -16,7 +16,7 @@ import onnx
 
 from mlflow_lipschitz.engine.ir.graph import Graph, GraphBuilder
 from mlflow_lipschitz.engine.ir.ops import Input, Reshape
-from mlflow_lipschitz.errors import UnsupportedOperator, UsageError
+from mlflow_lipschitz.errors import UnsupportedOperator
 from mlflow_lipschitz.frontends import (
     lowering_arithmetic,
     lowering_elementwise,
@@ -27,7 +27,14 @@ from mlflow_lipschitz.frontends import (
 )
 from mlflow_lipschitz.frontends.constants import as_constant, fold
 from mlflow_lipschitz.frontends.lowering_context import BATCH_REMEDY, Call, Value, Variable, refusal
-from mlflow_lipschitz.frontends.preparation import ModelInput, model_input, needed_nodes, opset_of, prepared
+from mlflow_lipschitz.frontends.preparation import (
+    ModelInput,
+    model_input,
+    needed_nodes,
+    opset_of,
+    output_name,
+    prepared,
+)
 
 Row = Callable[[Call], "Value | tuple[Variable | None, ...]"]
 
@@ -79,22 +86,13 @@ def lower(model: onnx.ModelProto, output: str | int | None = None) -> Graph:
     """
     model = prepared(model)
     source = model_input(model)
-    name = _output_name(model, output)
+    name = output_name(model, output)
     graphs = [_lower_with_batch(model, source, name, batch) for batch in source.batches]
     if len({graph.content_hash() for graph in graphs}) > 1:
         raise UnsupportedOperator(
             "Shape", name, reason="the output depends on how many rows the batch has", remedy=BATCH_REMEDY
         )
     return graphs[0]
-
-
-def _output_name(model: onnx.ModelProto, output: str | int | None) -> str:
-    names = [value.name for value in model.graph.output]
-    if isinstance(output, str) and output in names:
-        return output
-    if not isinstance(output, str) and -len(names) <= (output or 0) < len(names):
-        return names[output or 0]
-    raise UsageError(f"the model has no output {output!r}; it has {', '.join(names)}")
 
 
 def _lower_with_batch(model: onnx.ModelProto, source: ModelInput, output: str, batch: int) -> Graph:

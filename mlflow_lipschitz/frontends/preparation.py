@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import inliner, version_converter
 
-from mlflow_lipschitz.errors import AuditError, UnsupportedOperator
+from mlflow_lipschitz.errors import AuditError, UnsupportedOperator, UsageError
 from mlflow_lipschitz.frontends.lowering_context import Shape
 
 # Before operator set 7 arithmetic broadcast by attributes, and BatchNormalization and Dropout had other meanings.
@@ -46,6 +46,16 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
     if opset_of(model) < OLDEST_OPSET:
         model = _converted(model)
     return inliner.inline_local_functions(model) if model.functions else model
+
+
+def output_name(model: onnx.ModelProto, output: str | int | None) -> str:
+    """Name of the chosen output, the first one when None. Raises UsageError when there is no such output."""
+    names = [value.name for value in model.graph.output]
+    if isinstance(output, str) and output in names:
+        return output
+    if not isinstance(output, str) and -len(names) <= (output or 0) < len(names):
+        return names[output or 0]
+    raise UsageError(f"the model has no output {output!r}; it has {', '.join(names)}")
 
 
 def needed_nodes(graph: onnx.GraphProto, output: str) -> list[onnx.NodeProto]:
