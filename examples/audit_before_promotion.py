@@ -50,7 +50,7 @@ def main(directory: Path) -> None:
         print(f"{check.status:<10} {check.id}: {check.message}")
     print("report:", result.directory / "report.html")
     if result.verdict.status == "passed":
-        print(ml.promote("models:/rent/1", alias="champion").message)
+        print(ml.promote("models:/rent/1", alias="champion"))
 
 
 if __name__ == "__main__":

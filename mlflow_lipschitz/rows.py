@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -129,7 +129,12 @@ def _read(data: Data) -> tuple[pd.DataFrame | np.ndarray, np.ndarray | None]:
     path = Path(data)
     if not path.is_file():
         raise InvalidData(f"no such data file: {path}")
-    readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".json": _read_json, ".npz": _read_npz}
+    readers: Mapping[str, Callable[[Path], Any]] = {
+        ".csv": pd.read_csv,
+        ".parquet": pd.read_parquet,
+        ".json": _read_json,
+        ".npz": _read_npz,
+    }
     if path.suffix not in readers:
         raise InvalidData(f"{path.name}: data must be one of {', '.join(sorted(readers))}")
     try:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,8 +57,9 @@ def read_certificates(directory: Path) -> Certificates:
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write an .npz so that an interrupted write never leaves a half file under its final name."""
     partial = path.with_suffix(".partial")
+    named: dict[str, Any] = dict(arrays)
     with partial.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **named)
     partial.replace(path)
 
 

@@ -26,10 +26,11 @@ _trust_pickle = click.option(
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="mlflow-lipschitz")
 @click.option("--verbose", is_flag=True, help="Show tracebacks and the log lines of MLflow.")
-def cli(verbose: bool) -> None:
+@click.pass_context
+def cli(context: click.Context, verbose: bool) -> None:
     """Certified bounds as an MLflow gate. Exit codes: 0 passed, 1 blocked, 2 usage or policy error, 3 audit failed."""
     if not verbose:
-        quiet_libraries()
+        context.with_resource(quiet_libraries())
 
 
 @cli.command()

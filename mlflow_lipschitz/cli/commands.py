@@ -107,7 +107,7 @@ def promote(request: PromoteRequest) -> int:
         dry_run=request.dry_run,
         tracking_uri=request.tracking_uri,
     )
-    click.echo(result.message)
+    click.echo(str(result))
     return PASSED
 
 

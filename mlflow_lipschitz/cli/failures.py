@@ -6,7 +6,8 @@ import logging
 import os
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -37,14 +38,21 @@ def exit_code_of(command: Callable[[], Any], *, verbose: bool = False) -> int:
     return code if isinstance(code, int) else FAILED
 
 
-def quiet_libraries() -> None:
-    """Keep the log lines of MLflow and its database migrations off a terminal that shows an audit."""
-    for name in ("mlflow", "alembic", "great_expectations", "torch.onnx", "onnxscript"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
-    warnings.filterwarnings("ignore")
-    # The one warning that says something about the audit: the engine goes on with less at a time.
-    warnings.filterwarnings("always", message="out of GPU memory")
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep log lines, warnings and progress bars of MLflow, torch and others off a terminal that shows an audit."""
+    before = logging.root.manager.disable
+    # By level and not by name: torch sets the levels of its loggers when it is imported, which is later.
+    logging.disable(logging.WARNING)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore")
+            # The one warning that says something about the audit: the engine goes on with less at a time.
+            warnings.filterwarnings("always", message="out of GPU memory")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _told(message: str, code: int, *, verbose: bool) -> int:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mlflow_lipschitz.report.content import ReportContent, number, verdict_word
+from mlflow_lipschitz.report.content import ReportContent, verdict_word
 
 if TYPE_CHECKING:
     from mlflow_lipschitz.audit import AuditResult
@@ -41,8 +41,7 @@ def check_lines(content: ReportContent) -> list[str]:
     lines = []
     for check in checks:
         word = verdict_word(check)
-        figures = f"{number(check.observed)} against {number(check.threshold)}"
-        lines.append(f"{click.style(f'{word:<5}', fg=_COLORS[word])} {check.id:<{width}}  {figures}  {check.message}")
+        lines.append(f"{click.style(f'{word:<5}', fg=_COLORS[word])} {check.id:<{width}}  {check.message}")
     seen: set[str] = set()
     for example in content.counterexamples:
         if example.check_id not in seen:

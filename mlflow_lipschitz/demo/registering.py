@@ -68,6 +68,7 @@ def exported(model: Progression, data: DiabetesData) -> onnx.ModelProto:
         output_names=["progression"],
         verbose=False,
     )
+    assert program is not None  # None only for the older exporter that writes a file
     return program.model_proto
 
 

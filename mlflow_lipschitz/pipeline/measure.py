@@ -103,14 +103,8 @@ def _measure_chunk(graph: Graph, rows: AuditedRows, question: Question, device: 
         "method": np.full(len(points), bound.method),
         **_derivatives(graph, points, region, question, device),
         **_radii(graph, points, question, device),
+        **_violations(graph, points, region, question),
     }
-    for position, asked in enumerate(question.monotone):
-        found = find_violation(
-            graph, points, region, feature=asked.feature, direction=asked.direction, output=question.output
-        )
-        arrays[f"violation_{position}"] = found.found
-        arrays[f"violation_point_{position}"] = found.point
-        arrays[f"violation_derivative_{position}"] = found.derivative
     arrays["seconds"] = np.full(len(points), (time.perf_counter() - started) / len(points))
     return arrays
 
@@ -141,6 +135,20 @@ def _derivatives(graph: Graph, points: np.ndarray, region: Any, question: Questi
         "slope_max": found.attained_upper,
         "sign": found.sign,
     }
+
+
+def _violations(graph: Graph, points: np.ndarray, region: Any, question: Question) -> Arrays:
+    arrays: Arrays = {}
+    if question.output == "margin":
+        return arrays
+    for position, asked in enumerate(question.monotone):
+        found = find_violation(
+            graph, points, region, feature=asked.feature, direction=asked.direction, output=question.output
+        )
+        arrays[f"violation_{position}"] = found.found
+        arrays[f"violation_point_{position}"] = found.point
+        arrays[f"violation_derivative_{position}"] = found.derivative
+    return arrays
 
 
 def _radii(graph: Graph, points: np.ndarray, question: Question, device: str) -> Arrays:
