@@ -47,12 +47,16 @@ def lower_cast_like(call: Call) -> Variable | np.ndarray:
     return value
 
 
-ROWS = {
+CURVES = {
     "Relu": _curve("relu"),
     "LeakyRelu": lower_leaky_relu,
     "Tanh": _curve("tanh"),
     "Sigmoid": _curve("sigmoid"),
     "Abs": _curve("abs"),
+}
+
+ROWS = {
+    **CURVES,
     "Identity": lambda call: call.variable(),
     "Dropout": lower_dropout,
     "Cast": lower_cast,

@@ -37,7 +37,7 @@ def make_model(
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in (constants or {}).items()],
     )
-    domains = {"": opset, "ai.onnx.ml": 3, **{function.domain: 1 for function in functions}}
+    domains = {**{part.domain: 1 for part in nodes}, "": opset, "ai.onnx.ml": 3}
     imports = [helper.make_opsetid(domain, version) for domain, version in domains.items()]
     model = helper.make_model(graph, opset_imports=imports, ir_version=9, functions=functions)
     known = onnx.shape_inference.infer_shapes(model, strict_mode=check)

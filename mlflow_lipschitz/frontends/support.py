@@ -1,0 +1,136 @@
+"""Which nodes of a model can be certified, and how: the answer to "what do I have to change?", all nodes at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx
+
+from mlflow_lipschitz.engine.ir.graph import GraphBuilder
+from mlflow_lipschitz.engine.ir.ops import Elementwise, Input, Multiply, Op
+from mlflow_lipschitz.engine.rules.registry import is_supported
+from mlflow_lipschitz.errors import UnsupportedOperator
+from mlflow_lipschitz.frontends.constants import FOLDS, as_constant
+from mlflow_lipschitz.frontends.lowering import TABLE, count_consumers, lower_node
+from mlflow_lipschitz.frontends.lowering_context import Call, Value, Variable
+from mlflow_lipschitz.frontends.lowering_elementwise import CURVES
+from mlflow_lipschitz.frontends.origins import node_origin
+from mlflow_lipschitz.frontends.preparation import ModelInput, model_input, opset_of, prepared
+
+Verdict = Literal["exact", "relaxed", "unsupported"]
+
+NOTES: dict[Verdict, str] = {
+    "exact": "bounds pass through it without loss",
+    "relaxed": "enclosed by linear bounds; exact where it is linear over the region",
+    "unsupported": "",
+}
+
+
+@dataclass(frozen=True)
+class NodeSupport:
+    """One node of the ONNX model: its name, operator, origin in the user's model ("" if unknown), verdict and a note."""
+
+    node: str
+    op_type: str
+    origin: str
+    verdict: Verdict
+    note: str
+
+
+def support_table(model: onnx.ModelProto) -> list[NodeSupport]:
+    """A row per node, in the model's order. Never raises because of an operator.
+
+    Behind an unsupported node the walk goes on with the shape that ONNX infers for its output; where none can be inferred,
+    the nodes behind it are judged by their operator alone, and their note says so.
+
+    Raises:
+        AuditError: not a valid ONNX model.
+    """
+    model = prepared(model)
+    try:
+        source = model_input(model)
+    except UnsupportedOperator as error:
+        return [NodeSupport(error.node, error.operator, error.origin, "unsupported", f"{error.reason}. {error.remedy}")]
+    walk = _Walk(model, source)
+    return [walk.judge(node) for node in model.graph.node]
+
+
+class _Recorder(GraphBuilder):
+    """A builder that remembers what was added since it was last asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._added: list[Op] = []
+
+    def add(self, op: Op, *inputs: int, name: str = "") -> int:
+        self._added.append(op)
+        return super().add(op, *inputs, name=name)
+
+    def take_added(self) -> list[Op]:
+        added, self._added = self._added, []
+        return added
+
+
+class _Walk:
+    """The values seen so far while the nodes are tried one after another."""
+
+    def __init__(self, model: onnx.ModelProto, source: ModelInput) -> None:
+        self._batch, self._opset, self._consumers = source.batches[0], opset_of(model), count_consumers(model)
+        self._builder = _Recorder()
+        self._values: dict[str, Value] = {
+            tensor.name: as_constant(onnx.numpy_helper.to_array(tensor)) for tensor in model.graph.initializer
+        }
+        self._values[source.name] = Variable(self._builder.add(Input(source.shape)), source.shape)
+        self._shapes = _inferred_shapes(model)
+
+    def judge(self, node: onnx.NodeProto) -> NodeSupport:
+        if any(name and name not in self._values for name in node.input):
+            return self._judge_by_operator(node)
+        inputs = tuple(self._values[name] if name else None for name in node.input)
+        call = Call(node, inputs, self._builder, self._consumers, self._batch, self._opset)
+        self._builder.take_added()
+        try:
+            outputs = lower_node(call)
+        except UnsupportedOperator as error:
+            for name in node.output:
+                self._assume(name)
+            return _row(node, "unsupported", ". ".join(part for part in (error.reason, error.remedy) if part))
+        named = zip(node.output, outputs, strict=False)
+        self._values.update((name, value) for name, value in named if value is not None)
+        emitted = self._builder.take_added()
+        without_rule = [op for op in emitted if not is_supported(op)]
+        if without_rule:
+            return _row(node, "unsupported", f"the engine has no rule for {type(without_rule[0]).__name__}")
+        return _row(node, "relaxed" if any(isinstance(op, (Elementwise, Multiply)) for op in emitted) else "exact")
+
+    def _assume(self, name: str) -> None:
+        """Go on behind an unsupported node with a value of the shape ONNX infers, if it infers one."""
+        shape = self._shapes.get(name)
+        if shape is not None:
+            self._values[name] = Variable(self._builder.add(Input(shape)), shape)
+
+    def _judge_by_operator(self, node: onnx.NodeProto) -> NodeSupport:
+        if (node.domain, node.op_type) not in TABLE and node.op_type not in (*FOLDS, "Shape"):
+            return _row(node, "unsupported", "no lowering for this operator")
+        verdict: Verdict = "relaxed" if node.op_type in CURVES else "exact"
+        return _row(node, verdict, "judged by its operator alone: it reads the output of an unsupported node")
+
+
+def _row(node: onnx.NodeProto, verdict: Verdict, note: str = "") -> NodeSupport:
+    name = node.name or (node.output[0] if node.output else "")
+    return NodeSupport(name, node.op_type, node_origin(node), verdict, note or NOTES[verdict])
+
+
+def _inferred_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Sample shapes of the intermediate values whose every axis but the batch is known."""
+    try:
+        graph = onnx.shape_inference.infer_shapes(model).graph
+    except (onnx.shape_inference.InferenceError, ValueError):
+        return {}
+    shapes = {}
+    for value in (*graph.value_info, *graph.output):
+        dims = list(value.type.tensor_type.shape.dim)
+        if dims and all(dim.dim_value > 0 for dim in dims[1:]):
+            shapes[value.name] = tuple(dim.dim_value for dim in dims[1:])
+    return shapes

@@ -1,0 +1,78 @@
+"""The support table names every node and never fails on one."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from onnx import TensorProto
+from torch import nn
+
+from mlflow_lipschitz.frontends.support import support_table
+from mlflow_lipschitz.frontends.to_onnx import to_onnx
+from tests.frontends.onnx_models import make_model, node
+
+
+def weight(*shape: int) -> np.ndarray:
+    return np.random.default_rng(3).normal(size=shape).astype(np.float32)
+
+
+def test_verdicts() -> None:
+    nodes = [
+        node("Constant", "", "half", value_float=0.5),
+        node("Gemm", "x w", "a", name="first"),
+        node("Relu", "a", "b"),
+        node("Mul", "b half", "c"),
+        node("Mul", "c c", "d"),
+        node("Softmax", "d", "y", name="last"),
+    ]
+    rows = support_table(make_model(nodes, (3,), {"w": weight(3, 4)}))
+    assert [row.op_type for row in rows] == ["Constant", "Gemm", "Relu", "Mul", "Mul", "Softmax"]
+    assert [row.verdict for row in rows] == ["exact", "exact", "relaxed", "exact", "relaxed", "unsupported"]
+    assert (rows[1].node, rows[-1].node) == ("first", "last")
+    assert "logits" in rows[-1].note
+    assert all(row.note for row in rows)
+
+
+def test_the_walk_goes_on_behind_an_unsupported_node() -> None:
+    nodes = [
+        node("Sign", "x", "a"),
+        node("Gemm", "a w", "b"),
+        node("Reshape", "b s", "c"),
+        node("Tanh", "c", "d"),
+        node("MatMul", "d d", "y"),
+    ]
+    constants = {"w": weight(3, 4), "s": np.array([-1, 2, 2])}
+    rows = support_table(make_model(nodes, (3,), constants))
+    assert [row.verdict for row in rows] == ["unsupported", "exact", "exact", "relaxed", "unsupported"]
+    assert "jump" in rows[0].note
+    assert "both factors" in rows[-1].note
+
+
+def test_nodes_behind_an_unknown_shape_are_judged_by_their_operator() -> None:
+    nodes = [
+        node("Mystery", "x", "a", domain="other"),
+        node("Gemm", "a w", "b"),
+        node("Relu", "b", "c"),
+        node("Sign", "c", "y"),
+    ]
+    model = make_model(nodes, (3,), {"w": weight(3, 4)}, check=False)
+    rows = support_table(model)
+    assert [row.verdict for row in rows] == ["unsupported", "exact", "relaxed", "unsupported"]
+    assert "operator alone" in rows[1].note
+
+
+def test_an_input_that_cannot_be_audited_is_one_row() -> None:
+    model = make_model([node("Identity", "x")], (4,))
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.INT64
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
+    (row,) = support_table(model)
+    assert (row.op_type, row.verdict) == ("Input", "unsupported")
+    assert "INT64" in row.note
+
+
+def test_origins_of_a_torch_model() -> None:
+    module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.Softmax(-1))
+    rows = support_table(to_onnx(module, torch.zeros(2, 3)))
+    refused = [row for row in rows if row.verdict == "unsupported"]
+    assert [row.op_type for row in refused] == ["Softmax"]
+    assert "layer '3'" in refused[0].origin
