@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from mlflow_lipschitz.audit import AuditResult
     from mlflow_lipschitz.mlflow_plugin.config import EvaluatorConfig
     from mlflow_lipschitz.mlflow_plugin.logging import RowsDataset
-    from mlflow_lipschitz.registry.pull import PulledModel
 
 
 class LipschitzEvaluator(ModelEvaluator):
@@ -59,18 +58,17 @@ class LipschitzEvaluator(ModelEvaluator):
         from mlflow_lipschitz.mlflow_plugin.results import evaluation_result
 
         config = parse_config(evaluator_config or {})
-        pulled = _pulled(config, model)
-        with _marked_on_failure(pulled, run_id):
-            result = _audit(config, pulled, dataset)
+        uri = _uri(config, model)
+        with _marked_on_failure(uri, run_id):
+            result = _audit(config, uri, dataset)
             # MLflow logs the returned metrics itself when, and only when, it knows the model's id.
             log_audit(result, run_id=run_id, dataset=_known_rows(run_id), metrics=known.get("model_id") is None)
         _raise_if_blocked(result, config)
         return evaluation_result(result, loggable(result.metrics), run_id)
 
 
-def _pulled(config: EvaluatorConfig, model: Any) -> PulledModel:
+def _uri(config: EvaluatorConfig, model: Any) -> str:
     from mlflow_lipschitz.errors import UsageError
-    from mlflow_lipschitz.registry.pull import pull
 
     uri = config.model_uri or _uri_of(model)
     if uri is None:
@@ -78,7 +76,7 @@ def _pulled(config: EvaluatorConfig, model: Any) -> PulledModel:
             "the lipschitz evaluator audits a logged model, and this one does not say where it is logged. Pass a URI "
             "(models:/NAME/VERSION) as the model, or as model_uri in evaluator_config."
         )
-    return pull(uri, trust_pickle=config.trust_pickle)
+    return uri
 
 
 def _uri_of(model: Any) -> str | None:
@@ -92,16 +90,18 @@ def _uri_of(model: Any) -> str | None:
     return None
 
 
-def _audit(config: EvaluatorConfig, pulled: PulledModel, dataset: Any) -> AuditResult:
+def _audit(config: EvaluatorConfig, uri: str, dataset: Any) -> AuditResult:
     import tempfile
     from pathlib import Path
 
     from mlflow_lipschitz.audit import AuditOptions, audit_rows
     from mlflow_lipschitz.mlflow_plugin.results import rows_of
     from mlflow_lipschitz.policy import load_policy
+    from mlflow_lipschitz.registry.pull import pull
     from mlflow_lipschitz.rows import load_rows
 
     policy = load_policy(config.policy)
+    pulled = pull(uri, trust_pickle=config.trust_pickle)
     rows = load_rows(rows_of(dataset, policy), pulled.signature, policy)
     directory = Path(config.out or tempfile.mkdtemp(prefix="mlflow-lipschitz-audit-"))
     directory.mkdir(parents=True, exist_ok=True)
@@ -121,12 +121,15 @@ def _known_rows(run_id: str) -> RowsDataset | None:
 
 
 @contextmanager
-def _marked_on_failure(pulled: PulledModel, run_id: str) -> Iterator[None]:
+def _marked_on_failure(uri: str, run_id: str) -> Iterator[None]:
     from contextlib import suppress
 
     from mlflow_lipschitz.errors import RegistryError
     from mlflow_lipschitz.mlflow_plugin.logging import log_failure
+    from mlflow_lipschitz.registry.store import resolve
 
+    # Resolved before anything can fail: an alias may move while the audit runs.
+    model = resolve(uri)
     finished = False
     try:
         yield
@@ -135,7 +138,7 @@ def _marked_on_failure(pulled: PulledModel, run_id: str) -> Iterator[None]:
         if not finished:
             # The failure itself is the one to report, not that it could not be written down as well.
             with suppress(RegistryError):
-                log_failure(pulled, run_id)
+                log_failure(model, run_id)
 
 
 def _raise_if_blocked(result: AuditResult, config: EvaluatorConfig) -> None:

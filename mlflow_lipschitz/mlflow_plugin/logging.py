@@ -24,6 +24,7 @@ from mlflow_lipschitz.registry.store import client_for, store_errors
 if TYPE_CHECKING:
     from mlflow_lipschitz.audit import AuditResult
     from mlflow_lipschitz.registry.pull import PulledModel
+    from mlflow_lipschitz.registry.store import ModelReference
 
 ARTIFACTS = (
     *("report.html", "summary.md", "points.parquet", "points.json", "certificates.npz", "certificates.json"),
@@ -74,31 +75,33 @@ def log_audit(
     mark_version(result.model, _tags(result, run_id), _section(result, run_id), client)
 
 
-def log_failure(pulled: PulledModel, run_id: str, *, tracking_uri: str | None = None) -> None:
+def log_failure(model: PulledModel | ModelReference, run_id: str, *, tracking_uri: str | None = None) -> None:
     """Record that an audit was begun and not finished: the verdict `error` on the run and on the version."""
     client = client_for(tracking_uri)
     verdict = {tags.VERDICT: "error", tags.RUN_ID: run_id}
     with store_errors(f"mark run {run_id}"):
         client.log_batch(run_id, tags=[RunTag(tags.VERDICT, "error")])
     text = f"**Lipschitz audit: error.** It could not be completed, so nothing is passed. Run `{run_id}`."
-    mark_version(pulled, verdict, text, client)
+    mark_version(model, verdict, text, client)
 
 
-def mark_version(pulled: PulledModel, values: Mapping[str, str], section: str, client: MlflowClient) -> None:
+def mark_version(
+    model: PulledModel | ModelReference, values: Mapping[str, str], section: str, client: MlflowClient
+) -> None:
     """Set tags and our section of the description on the model version; nothing when the model is not registered."""
-    if pulled.name is None or pulled.version is None:
+    if model.name is None or model.version is None:
         return
-    with store_errors(f"mark {pulled.name} version {pulled.version}", "Check that you may change this model version."):
-        version = client.get_model_version(pulled.name, pulled.version)
+    with store_errors(f"mark {model.name} version {model.version}", "Check that you may change this model version."):
+        version = client.get_model_version(model.name, model.version)
         text = with_section(version.description or "", section)
         if len(text) <= _DESCRIPTION_LIMIT:
-            client.update_model_version(pulled.name, pulled.version, text)
+            client.update_model_version(model.name, model.version, text)
         else:
-            _log.warning("the description of %s version %s is too long to add a summary", pulled.name, pulled.version)
+            _log.warning("the description of %s version %s is too long to add a summary", model.name, model.version)
         for key, value in values.items():
             if key != tags.VERDICT:
-                client.set_model_version_tag(pulled.name, pulled.version, key, value)
-        client.set_model_version_tag(pulled.name, pulled.version, tags.VERDICT, values[tags.VERDICT])
+                client.set_model_version_tag(model.name, model.version, key, value)
+        client.set_model_version_tag(model.name, model.version, tags.VERDICT, values[tags.VERDICT])
 
 
 def with_section(description: str, section: str) -> str:

@@ -226,11 +226,13 @@ def test_a_pickled_model_needs_trust_though_mlflow_loaded_it(policy: str) -> Non
         info = mlflow.sklearn.log_model(
             LinearRegression().fit(rows(), rows()[:, 0]),
             name="model",
+            registered_model_name=(name := fresh_name()),
             serialization_format="cloudpickle",
             pip_requirements=["scikit-learn"],
         )
     with pytest.raises(UntrustedModel, match="trust_pickle"):
         _evaluate(info.model_uri, policy)
+    assert MlflowClient().get_model_version(name, "1").tags[tags.VERDICT] == "error"
     assert _evaluate(info.model_uri, policy, trust_pickle=True).metrics["lipschitz/certified_fraction"] == 1.0
 
 
