@@ -6,6 +6,7 @@ would break all of them: so nothing but MLflow's base class is imported before a
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -63,8 +64,11 @@ class LipschitzEvaluator(ModelEvaluator):
             result = _audit(config, uri, dataset)
             # MLflow logs the returned metrics itself when, and only when, it knows the model's id.
             log_audit(result, run_id=run_id, dataset=_known_rows(run_id), metrics=known.get("model_id") is None)
+            answer = evaluation_result(result, loggable(result.metrics), run_id)
+        if config.out is None:  # everything is in the run now; after a failure the folder stays
+            shutil.rmtree(result.directory, ignore_errors=True)
         _raise_if_blocked(result, config)
-        return evaluation_result(result, loggable(result.metrics), run_id)
+        return answer
 
 
 def _uri(config: EvaluatorConfig, model: Any) -> str:

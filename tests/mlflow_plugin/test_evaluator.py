@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -234,6 +235,16 @@ def test_a_pickled_model_needs_trust_though_mlflow_loaded_it(policy: str) -> Non
         _evaluate(info.model_uri, policy)
     assert MlflowClient().get_model_version(name, "1").tags[tags.VERDICT] == "error"
     assert _evaluate(info.model_uri, policy, trust_pickle=True).metrics["lipschitz/certified_fraction"] == 1.0
+
+
+def test_artifacts_stay_where_they_were_asked_for_and_nowhere_else(policy: str, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    uri = log_onnx().model_uri
+    _evaluate(uri, policy, out=str(tmp_path / "kept"))
+    assert (tmp_path / "kept" / "report.html").is_file()
+    _evaluate(uri, policy)
+    assert not list((tmp_path / "scratch").glob("mlflow-lipschitz-audit-*"))
 
 
 def test_a_wrong_config_is_said_before_anything_is_audited(policy: str) -> None:
