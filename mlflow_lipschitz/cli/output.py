@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,11 +70,14 @@ def audit_json(result: AuditResult) -> str:
 
 def show_support(nodes: Sequence[NodeSupport]) -> None:
     """The per-node table of `support`."""
-    table = Table("node", "operator", "origin", "bounded", "note")
+    table = Table("node", "operator", "bounded", "note", "origin")
+    table.columns[-1].no_wrap, table.columns[-1].overflow = True, "ellipsis"
     colors = {"exact": "green", "relaxed": "yellow", "unsupported": "red"}
     for node in nodes:
         verdict = Text(node.verdict, style=colors[node.verdict])
-        table.add_row(Text(node.node), Text(node.op_type), Text(node.origin or "–"), verdict, Text(node.note or ""))
+        # Folders of the author's machine tell nobody anything; the file and the line do.
+        origin = re.sub(r"[^\s']*/", "", node.origin) or "–"
+        table.add_row(Text(node.node), Text(node.op_type), verdict, Text(node.note), Text(origin))
     Console().print(table)
     missing = sum(node.verdict == "unsupported" for node in nodes)
     click.echo(f"{len(nodes)} nodes, {missing} unsupported")

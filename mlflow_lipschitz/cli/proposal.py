@@ -12,17 +12,18 @@ import numpy as np
 from mlflow_lipschitz.rows import AuditedRows
 
 _FIXED_TYPES = ("integer", "long", "boolean")
+_MANY_ROWS = 10
 
 _TEMPLATE = """\
 # Proposed by `mlflow-lipschitz policy init`. Every number is a starting point: decide each one.
 apiVersion: mlflow-lipschitz/v1
 kind: AuditPolicy
-metadata: {{name: {name}, version: 1}}       # raise the version with every change
+metadata: {{name: {name}, version: 1}}  # raise the version with every change
 model:
-  output: {output}                           # index or name of the judged output; margin = top class against the rest
+  output: {output}  # index or name of the judged output; margin = top class against the rest
   # baseline: models:/{plain_name}@champion  # what no_regression checks compare with
 inputs:
-  points: {{sample: 200, seed: 7}}           # add stratify: COLUMN to keep the proportions of a label column
+  points: {{sample: 200, seed: 7}}  # add stratify: COLUMN to keep the proportions of a label column
 {domain}{immutable}\
 perturbation: {{norm: linf, radius: {radius}, scale: {scale}}}  # raw: input units; standardized: standard deviations
 engine: {{budget_per_point_s: 5, target_gap: 0.02}}
@@ -46,7 +47,8 @@ def propose_policy(name: str, signature: Any, rows: AuditedRows | None) -> str:
         rows: example rows, or None; they give the names where the signature has none, and the domain.
     """
     features = _feature_types(signature) or {n: "double" for n in (rows.feature_names if rows else ())}
-    fixed = [feature for feature, kind in features.items() if kind in _FIXED_TYPES]
+    codes = _codes(rows) if rows is not None else set()
+    fixed = [feature for feature, kind in features.items() if kind in _FIXED_TYPES or feature in codes]
     if len(fixed) == len(features):
         fixed = []
     moving = next((feature for feature in features if feature not in fixed), None)
@@ -56,7 +58,7 @@ def propose_policy(name: str, signature: Any, rows: AuditedRows | None) -> str:
         plain_name=re.sub(r"\s+", "-", name),
         output=0,
         domain=_domain(rows, fixed),
-        immutable=f"  immutable: [{', '.join(map(_quoted, fixed))}]  # whole numbers: codes do not move\n"
+        immutable=f"  immutable: [{', '.join(map(_quoted, fixed))}]  # whole numbers and yes/no columns: codes do not move\n"
         if fixed
         else "",
         radius=0.1 if standardized else 0.01,
@@ -73,6 +75,13 @@ def _feature_types(signature: Any) -> dict[str, str]:
     return {str(column.name): str(getattr(column.type, "name", column.type)) for column in inputs.inputs}
 
 
+def _codes(rows: AuditedRows) -> set[str]:
+    """Features with two values in many rows: a category written as a number."""
+    flat = rows.points.reshape(len(rows), -1)
+    few = [len(np.unique(flat[:, i])) == 2 for i in range(flat.shape[1])] if len(rows) >= _MANY_ROWS else []
+    return {name for name, is_code in zip(rows.feature_names, few, strict=False) if is_code}
+
+
 def _all_vary(rows: AuditedRows, fixed: list[str]) -> bool:
     spread = rows.scale.reshape(-1)
     return all(spread[i] > 0 for i, name in enumerate(rows.feature_names) if name not in fixed)
@@ -81,14 +90,14 @@ def _all_vary(rows: AuditedRows, fixed: list[str]) -> bool:
 def _domain(rows: AuditedRows | None, fixed: list[str]) -> str:
     """The range of the rows per moving feature, widened by a tenth; a commented line where there are too few rows."""
     if rows is None or len(rows) < 2 or len(rows.feature_names) > 40:
-        return "  # domain: {FEATURE: [0, 100]}              # the perturbed input never leaves these ranges\n"
+        return "  # domain: {FEATURE: [0, 100]}  # the perturbed input never leaves these ranges\n"
     flat = rows.points.reshape(len(rows), -1)
     lines = []
     for name, low, high in zip(rows.feature_names, flat.min(axis=0), flat.max(axis=0), strict=True):
         if name not in fixed and high > low:
             margin = (high - low) / 10
             lines.append(f"    {_quoted(name)}: [{_outward(low - margin)}, {_outward(high + margin, up=True)}]\n")
-    header = "  domain:                                  # ranges of the given rows, widened by a tenth\n"
+    header = "  domain:  # ranges of the given rows, widened by a tenth\n"
     return header + "".join(lines) if lines else ""
 
 

@@ -66,3 +66,11 @@ def test_constant_columns_are_not_measured_in_standard_deviations() -> None:
     given = rows(1)
     assert load_policy(propose_policy("m", MIXED, given)).perturbation.scale == "raw"
     assert load_policy(propose_policy("m", MIXED, rows(9))).perturbation.scale == "standardized"
+
+
+def test_columns_with_two_values_are_codes() -> None:
+    given = rows(30)
+    given.points[:, 0] = np.arange(30) % 2 + 1
+    policy = load_policy(propose_policy("m", None, given))
+    assert policy.immutable_features(NAMES) == ("age",)
+    assert "age" not in policy.inputs.domain
