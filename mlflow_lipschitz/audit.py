@@ -124,12 +124,12 @@ def audit_rows(
     outputs = _output_names(graph, pulled, policy)
     policy.bind(rows.feature_names, outputs)
     question = question_of(policy, rows, outputs)
+    baseline = baseline_metrics(policy.model.baseline, options.tracking_uri)
     fidelity = replay(graph, onnx_model, rows.points, pulled.served)
 
     arrays = measure(graph, rows, question, directory, _measure_options(options, policy), progress)
     table = BoundsTable.from_columns(*table_columns(rows, question, arrays))
     seconds = time.perf_counter() - started
-    baseline = baseline_metrics(policy.model.baseline, options.tracking_uri)
     verdict = judge(table, policy, expected_points=len(rows), baseline=baseline, seconds_total=seconds)
 
     certificates = _certificates(graph, rows, question, arrays, outputs)

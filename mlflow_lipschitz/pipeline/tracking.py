@@ -58,7 +58,7 @@ def baseline_metrics(uri: str | None, tracking_uri: str | None = None) -> Mappin
         return None
     client = client_for(tracking_uri)
     try:
-        reference = resolve(uri, client)
+        reference = resolve(uri, tracking_uri)
         if reference.name is None or reference.version is None:
             return None
         run_id = client.get_model_version(reference.name, reference.version).tags.get(tags.RUN_ID)
