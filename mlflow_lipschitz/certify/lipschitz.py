@@ -179,6 +179,6 @@ def _attained(problem: Problem, dual: DualNorm) -> Tensor:
         attained = sampled_hull(problem)
         largest = torch.maximum(attained.upper, -attained.lower).amax(-1)
         return torch.where(largest.isfinite(), largest.clamp(min=0), 0.0)
-    found = enclose_at(problem, ascend(problem)).lower[..., 0]
+    found = enclose_at(problem, ascend(problem)[None]).lower[0, ..., 0]
     low = dual.finish(found, up=False)
     return torch.where(low.isfinite(), low.clamp(min=0), 0.0)

@@ -124,7 +124,7 @@ def find_violation(
     problem = Problem.of(wrong, region, objective)
     with rigorous_arithmetic():
         x = ascend(problem, rounds=12)
-        slope = enclose_at(problem, x).lower[:, 0, 0]
+        slope = enclose_at(problem, x[None]).lower[0, :, 0, 0]
     found = (slope > 0).numpy()
     derivative = np.where(found, -sign * slope.numpy(), 0.0)
     return Violation(found, x[:, 0].reshape(count, *graph.input_shape).numpy(), derivative)

@@ -19,7 +19,7 @@ from mlflow_lipschitz.engine.propagation.pre_activation import bound_nodes
 from mlflow_lipschitz.engine.propagation.problem import Problem
 
 _STARTS = 16
-_MOVES = 6
+_SHARES = (0.5, 0.25, 0.1, 0.1, 0.05, 0.05)  # of the coordinates that one move changes
 _ROUNDS = 6
 
 
@@ -30,16 +30,12 @@ def ascend(problem: Problem, *, rounds: int = _ROUNDS, seed: int = 0) -> Tensor:
         (points, objectives, *input shape), inside the region.
     """
     generator = torch.Generator().manual_seed(seed)
-    starts = sample(problem.region, _STARTS, generator)
-    values = torch.stack([_value(problem, start[:, None]) for start in starts])
-    best, index = values.max(0)
-    x = _pick(starts, index)
+    starts = sample(problem.region, _STARTS, generator)[:, :, None]
+    x, best = _best(problem, starts.expand(*starts.shape[:2], problem.objectives, *starts.shape[3:]))
     for _ in range(rounds):
-        for candidate in (*_uphill(problem, x), *_moved(problem, x, generator)):
-            value = _value(problem, candidate)
-            better = value > best
-            best = torch.where(better, value, best)
-            x = torch.where(better.reshape(*better.shape, *(1,) * (x.dim() - 2)), candidate, x)
+        tried = torch.cat([x[None], *_uphill(problem, x), _moved(problem, x, generator)])
+        candidate, value = _best(problem, tried)
+        x, best = torch.where(_as(value > best, x), candidate, x), torch.maximum(best, value)
     return x
 
 
@@ -47,19 +43,18 @@ def enclose_at(problem: Problem, x: Tensor) -> Interval:
     """Rigorous range of the graph's output at single points: interval propagation over degenerate boxes.
 
     Args:
-        x: (points, objectives, *input shape).
+        x: (samples, points, objectives, *input shape).
 
     Returns:
-        Interval of shape (points, objectives, *output shape). At a kink it spans the whole Clarke set.
+        Interval of shape (samples, points, objectives, *output shape). At a kink it spans the whole Clarke set.
     """
-    points, objectives = x.shape[:2]
-    flat = x.reshape(points * objectives, *x.shape[2:])
+    flat = x.flatten(0, 2)
     cotangent = problem.cotangent
     if cotangent is not None:
-        spread = cotangent.expand(points, objectives, *cotangent.shape[2:])
-        cotangent = spread.reshape(points * objectives, 1, *cotangent.shape[2:])
+        spread = cotangent.expand(*x.shape[:3], *cotangent.shape[2:])
+        cotangent = spread.flatten(0, 2)[:, None]
     interval = bound_nodes(replace(problem, region=Box(flat, flat), cotangent=cotangent), None)[-1].interval
-    shape = (points, objectives, *problem.graph.output_shape)
+    shape = (*x.shape[:3], *problem.graph.output_shape)
     return Interval(interval.lower.reshape(shape), interval.upper.reshape(shape))
 
 
@@ -67,32 +62,33 @@ def sampled_hull(problem: Problem, *, count: int = 24, seed: int = 0) -> Interva
     """Values that each entry of the output really reaches: attained lower ≥ true infimum, attained upper ≤ true supremum.
 
     Returns:
-        Interval of shape (points, objectives, *output shape) whose `upper` is the largest value known to be reached and whose
-        `lower` is the smallest; `lower` may exceed `upper` by the width of the rounding.
+        Interval of shape (points, objectives, *output shape) whose `upper` is the largest value known to be reached and
+        whose `lower` is the smallest; `lower` may exceed `upper` by the width of the rounding.
     """
-    largest = smallest = None
-    for point in sample(problem.region, count, torch.Generator().manual_seed(seed)):
-        reached = enclose_at(problem, point[:, None].expand(-1, problem.objectives, *point.shape[1:]))
-        largest = reached.lower if largest is None else torch.maximum(largest, reached.lower)
-        smallest = reached.upper if smallest is None else torch.minimum(smallest, reached.upper)
-    assert largest is not None and smallest is not None
-    return Interval(smallest, largest)
+    points = sample(problem.region, count, torch.Generator().manual_seed(seed))[:, :, None]
+    reached = enclose_at(problem, points.expand(*points.shape[:2], problem.objectives, *points.shape[3:]))
+    return Interval(reached.upper.amin(0), reached.lower.amax(0))
 
 
-def _value(problem: Problem, x: Tensor) -> Tensor:
-    value = run(problem.graph, problem.weights, x, problem.cotangent).squeeze(-1)
-    value = value.expand(problem.region.points, problem.objectives)
-    return torch.where(value.isnan(), -torch.inf, value)
+def _best(problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The best of (samples, points, objectives, *shape) inputs per point and objective, and its value."""
+    samples, points = x.shape[:2]
+    cotangent = problem.cotangent
+    if cotangent is not None and cotangent.shape[0] > 1:
+        cotangent = cotangent.repeat(samples, 1, *(1,) * (cotangent.dim() - 2))
+    value = run(problem.graph, problem.weights, x.flatten(0, 1), cotangent).squeeze(-1)
+    value = value.expand(samples * points, problem.objectives).reshape(samples, points, problem.objectives)
+    best, index = torch.where(value.isnan(), -torch.inf, value).max(0)
+    return x.gather(0, _as(index, x[0])[None].expand(1, *x.shape[1:]))[0], best
 
 
-def _pick(starts: Tensor, index: Tensor) -> Tensor:
-    """starts (samples, points, *shape) at index (points, objectives) → (points, objectives, *shape)."""
-    rows = torch.arange(index.shape[0], device=index.device)[:, None]
-    return starts[index, rows]
+def _as(values: Tensor, x: Tensor) -> Tensor:
+    """(points, objectives) values, with axes added to broadcast against x."""
+    return values.reshape(*values.shape, *(1,) * (x.dim() - 2))
 
 
 def _uphill(problem: Problem, x: Tensor) -> list[Tensor]:
-    """Steps along the sign of the value's gradient; none for piecewise linear networks, whose gradient's gradient is zero."""
+    """Steps along the sign of the value's gradient; none for a piecewise linear network, whose gradient's gradient is zero."""
     with torch.enable_grad():
         leaf = x.detach().clone().requires_grad_()
         value = run(problem.graph, problem.weights, leaf, problem.cotangent)
@@ -102,19 +98,22 @@ def _uphill(problem: Problem, x: Tensor) -> list[Tensor]:
     if slope is None:
         return []
     reach = (problem.region.box.upper - problem.region.box.lower)[:, None]
-    return [_clip(problem, x + step * reach * slope.sign()) for step in (1.0, 0.25, 0.05)]
+    steps = torch.stack([x + step * reach * slope.sign() for step in (1.0, 0.25, 0.05)])
+    return [_clip(problem, steps)]
 
 
-def _moved(problem: Problem, x: Tensor, generator: torch.Generator) -> list[Tensor]:
+def _moved(problem: Problem, x: Tensor, generator: torch.Generator) -> Tensor:
     """Copies with a share of their coordinates thrown to a random end of the box."""
     box = problem.region.box
-    moves = []
-    for share in [0.5, 0.25, 0.1, 0.1, 0.05, 0.05][:_MOVES]:
-        draw = torch.rand((2, *x.shape), generator=generator, dtype=torch.float64).to(x.device)
-        corner = torch.where(draw[0] < 0.5, box.lower[:, None], box.upper[:, None])
-        moves.append(_clip(problem, torch.where(draw[1] < share, corner, x)))
-    return moves
+    shares = torch.tensor(_SHARES, dtype=torch.float64, device=x.device).reshape(-1, *(1,) * x.dim())
+    draw = torch.rand((2, len(_SHARES), *x.shape), generator=generator, dtype=torch.float64).to(x.device)
+    corner = torch.where(draw[0] < 0.5, box.lower[:, None], box.upper[:, None])
+    return _clip(problem, torch.where(draw[1] < shares, corner, x))
 
 
 def _clip(problem: Problem, x: Tensor) -> Tensor:
-    return clip(problem.region, x.transpose(0, 1)).transpose(0, 1)
+    """(samples, points, objectives, *shape) moved into the region."""
+    samples, points, objectives = x.shape[:3]
+    swapped = x.transpose(1, 2).reshape(samples * objectives, points, *x.shape[3:])
+    inside = clip(problem.region, swapped).reshape(samples, objectives, points, *x.shape[3:])
+    return inside.transpose(1, 2)

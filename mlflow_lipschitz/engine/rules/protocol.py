@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from mlflow_lipschitz.engine.rules.relaxation import Relaxation
 from mlflow_lipschitz.engine.rules.weights import Weights
 
 
+@runtime_checkable
 class Rule(Protocol):
     """The meaning of one op type. All tensors carry (points, objectives) in front, linear forms (points, objectives, rows).
 

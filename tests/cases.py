@@ -1,0 +1,135 @@
+"""One small network around every operator: the table that the property tests run over.
+
+Weights are multiples of 1/4 and points multiples of 1/8, so that units sit exactly on their kinks as often as not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from mlflow_lipschitz.engine.ir import ops
+from mlflow_lipschitz.engine.ir.graph import Graph, GraphBuilder
+
+Build = Callable[[np.random.Generator], Graph]
+
+
+def coarse(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Random multiples of 1/4 in [-1, 1], a third of them zero."""
+    return ops.frozen_array(rng.integers(-4, 5, shape) * rng.integers(0, 3, shape).clip(max=1) / 4)
+
+
+def linear(rng: np.random.Generator, inputs: int, outputs: int) -> ops.Linear:
+    return ops.Linear(coarse(rng, outputs, inputs), coarse(rng, outputs))
+
+
+def _around(middle: Callable[[np.random.Generator, GraphBuilder, int], int], shape: tuple[int, ...] = (3,)) -> Build:
+    """Input of `shape` → Linear mixing its last axis → the operator → ReLU → flat → Linear to two outputs."""
+
+    def build(rng: np.random.Generator) -> Graph:
+        builder = GraphBuilder()
+        x = builder.add(ops.Input(shape))
+        mixed = builder.add(linear(rng, shape[-1], shape[-1] + 1), x)
+        y = builder.add(ops.Elementwise("relu"), middle(rng, builder, mixed))
+        size = int(np.prod(builder.shape(y)))
+        flat = builder.add(ops.Reshape((size,)), y)
+        return builder.build(builder.add(linear(rng, size, 2), flat))
+
+    return build
+
+
+def _one(make: Callable[[np.random.Generator, tuple[int, ...]], ops.Op], shape: tuple[int, ...] = (3,)) -> Build:
+    return _around(lambda rng, builder, x: builder.add(make(rng, builder.shape(x)), x), shape)
+
+
+def _curve(name: str, *parameters: float) -> Build:
+    return _one(lambda rng, shape: ops.Elementwise(name, parameters))
+
+
+def _residual(rng: np.random.Generator, builder: GraphBuilder, x: int) -> int:
+    size = builder.shape(x)[-1]
+    inner = builder.add(linear(rng, size, size), builder.add(ops.Elementwise("relu"), x))
+    return builder.add(ops.Add(), x, inner)
+
+
+def _concat(rng: np.random.Generator, builder: GraphBuilder, x: int) -> int:
+    return builder.add(ops.Concat(0), builder.add(ops.Elementwise("relu"), x), x)
+
+
+def _multiply(rng: np.random.Generator, builder: GraphBuilder, x: int) -> int:
+    size = builder.shape(x)[-1]
+    return builder.add(ops.Multiply(), x, builder.add(linear(rng, size, size), x))
+
+
+def _kinked_multiply(rng: np.random.Generator, builder: GraphBuilder, x: int) -> int:
+    size = builder.shape(x)[-1]
+    return builder.add(ops.Multiply(linear_in=(1,)), x, builder.add(linear(rng, size, size), x))
+
+
+def _conv1d(rng: np.random.Generator, shape: tuple[int, ...]) -> ops.Conv:
+    return ops.Conv(coarse(rng, 2, 2, 2), coarse(rng, 2), (2,), ((1, 0),), (1,))
+
+
+def _conv2d(rng: np.random.Generator, shape: tuple[int, ...]) -> ops.Conv:
+    return ops.Conv(coarse(rng, 4, 1, 2, 2), coarse(rng, 4), (1, 2), ((1, 0), (0, 1)), (2, 1), groups=2)
+
+
+def _constant(rng: np.random.Generator) -> Graph:
+    builder = GraphBuilder()
+    x = builder.add(ops.Input((3,)))
+    zero = builder.add(ops.Linear(ops.frozen_array(np.zeros((2, 3))), coarse(rng, 2)), x)
+    return builder.build(zero)
+
+
+def _affine(rng: np.random.Generator) -> Graph:
+    builder = GraphBuilder()
+    x = builder.add(ops.Input((3,)))
+    return builder.build(builder.add(linear(rng, 3, 2), builder.add(linear(rng, 3, 3), x)))
+
+
+CASES: dict[str, Build] = {
+    "linear": _one(lambda rng, shape: linear(rng, shape[-1], 3)),
+    "linear on a matrix": _one(lambda rng, shape: linear(rng, shape[-1], 2), (2, 2)),
+    "affine alone": _affine,
+    "constant": _constant,
+    "conv1d": _one(_conv1d, (2, 3)),
+    "conv2d": _one(_conv2d, (2, 3, 2)),
+    "scale_shift": _one(lambda rng, shape: ops.ScaleShift(coarse(rng, *shape), coarse(rng, *shape))),
+    "scale": _one(lambda rng, shape: ops.ScaleShift(scale=coarse(rng, 1))),
+    "add (residual)": _around(_residual),
+    "multiply": _around(_multiply),
+    "multiply, one operand followed": _around(_kinked_multiply),
+    "reshape": _one(lambda rng, shape: ops.Reshape((4, 1))),
+    "transpose": _one(lambda rng, shape: ops.Transpose((1, 0)), (2, 2)),
+    "expand": _one(lambda rng, shape: ops.Expand((2, *shape))),
+    "sum": _one(lambda rng, shape: ops.Sum((0,)), (2, 2)),
+    "select": _one(lambda rng, shape: ops.Select(0, (2, 0, 2))),
+    "pad": _one(lambda rng, shape: ops.Pad(((1, 2),), value=-0.25)),
+    "concat": _around(_concat),
+    "relu": _curve("relu"),
+    "leaky_relu": _curve("leaky_relu", 0.25),
+    "leaky_relu, negative slope": _curve("leaky_relu", -0.5),
+    "leaky_relu, steep": _curve("leaky_relu", 1.75),
+    "abs": _curve("abs"),
+    "tanh": _curve("tanh"),
+    "sigmoid": _curve("sigmoid"),
+}
+
+RADII = (0.0, 2.0**-20, 0.125, 1.0, 8.0)
+
+
+def draw(name: str, seed: int, count: int = 2) -> tuple[Graph, np.ndarray]:
+    """The case's network for a seed, and points on the grid where kinks are."""
+    rng = np.random.default_rng(seed)
+    graph = CASES[name](rng)
+    return graph, rng.integers(-12, 13, (count, *graph.input_shape)) / 8
+
+
+def points_of(rng: np.random.Generator, lower: np.ndarray, upper: np.ndarray, count: int) -> np.ndarray:
+    """(count, *shape): corners, interior points, and points on the grid of kinks, all inside."""
+    t = rng.random((count, *lower.shape))
+    t[0::3] = t[0::3].round()
+    points = lower + (upper - lower) * t
+    points[1::3] = np.round(points[1::3] * 8) / 8
+    return np.clip(points, lower, upper)
