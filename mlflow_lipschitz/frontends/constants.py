@@ -12,31 +12,44 @@ from typing import Any
 import numpy as np
 import onnx
 
-from mlflow_lipschitz.frontends.lowering_context import Call
+from mlflow_lipschitz.frontends.batch_length import BatchRows, is_symbolic, settled, without_batch
+from mlflow_lipschitz.frontends.lowering_context import BATCH_REMEDY, Call
 from mlflow_lipschitz.frontends.slicing import resolved_slice, split_sizes
+
+DEPENDS_ON_ROWS = "its result depends on how many rows the batch has"
 
 
 def as_constant(array: np.ndarray) -> np.ndarray:
     """Floats of any width as float64 (exactly), everything else unchanged."""
-    if array.dtype.kind in "iubSUO":
+    if array.dtype.kind in "iubSUO":  # O: holds the length of the batch
         return array
     return array.astype(np.float64)
 
 
-def fold(call: Call) -> tuple[np.ndarray, ...] | None:
+def fold(call: Call) -> tuple[np.ndarray | BatchRows, ...] | None:
     """Outputs of a node whose inputs are all constants, or None when the operator has no row here."""
     if call.node.op_type == "Split":
         return _split(call)
     row = FOLDS.get(call.node.op_type)
     if row is None:
         return None
-    values = [value for value in call.inputs if value is not None]
+    values = [call.input(position) for position, value in enumerate(call.inputs) if value is not None]
+    symbolic = any(is_symbolic(value) for value in values)
+    if symbolic and call.node.op_type not in FOLDS_OF_LENGTHS:
+        call.refuse(DEPENDS_ON_ROWS, BATCH_REMEDY)
     try:
         with np.errstate(all="ignore"):
             result = row(call, *values)
     except (ValueError, IndexError, TypeError) as error:
+        if symbolic:
+            call.refuse(f"{DEPENDS_ON_ROWS} ({error})", BATCH_REMEDY)
         call.refuse(f"its constant inputs cannot be evaluated: {error}")
-    return (as_constant(np.asarray(result)),)
+    constant = as_constant(settled(np.asarray(result)))
+    if symbolic and call.node.op_type in ("ConstantOfShape", "Expand"):
+        if constant.shape[0] != 1:
+            call.refuse(DEPENDS_ON_ROWS, BATCH_REMEDY)
+        return (BatchRows(constant),)
+    return (constant,)
 
 
 def _constant(call: Call) -> np.ndarray:
@@ -47,17 +60,22 @@ def _constant(call: Call) -> np.ndarray:
     call.refuse("constants of this kind (sparse, string) are not supported")
 
 
-def _constant_of_shape(call: Call, shape: np.ndarray) -> np.ndarray:
+def _constant_of_shape(call: Call, *_: np.ndarray) -> np.ndarray:
     value = call.attribute("value")
     fill = np.zeros(1) if value is None else as_constant(np.asarray(value))
-    return np.full(tuple(int(n) for n in shape), fill.reshape(-1)[0])
+    return np.full(without_batch(call.lengths(0)), fill.reshape(-1)[0])
 
 
 def _cast(call: Call, x: np.ndarray) -> np.ndarray:
-    return x.astype(onnx.helper.tensor_dtype_to_np_dtype(call.attribute("to")))
+    target = onnx.helper.tensor_dtype_to_np_dtype(call.attribute("to"))
+    if is_symbolic(x):
+        return x if target.kind in "iu" else call.refuse(DEPENDS_ON_ROWS, BATCH_REMEDY)
+    return x.astype(target)
 
 
 def _divide(call: Call, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    if is_symbolic(a) or is_symbolic(b):
+        return np.asarray(a // b)
     if a.dtype.kind in "iu":
         return np.asarray(np.trunc(a / b)).astype(a.dtype) if np.all(b != 0) else call.refuse("division by zero")
     return np.asarray(a / b)
@@ -91,11 +109,11 @@ def _squeeze(call: Call, x: np.ndarray, *_: np.ndarray) -> np.ndarray:
 def _reshape(call: Call, x: np.ndarray, *_: np.ndarray) -> np.ndarray:
     shape = call.integers(1, "shape") or ()
     keep_zero = bool(call.attribute("allowzero", 0))
-    return x.reshape([x.shape[i] if n == 0 and not keep_zero else n for i, n in enumerate(shape)])
+    return np.reshape(x, [x.shape[i] if n == 0 and not keep_zero else n for i, n in enumerate(shape)])
 
 
-def _expand(call: Call, x: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    target = tuple(int(n) for n in shape)
+def _expand(call: Call, x: np.ndarray, *_: np.ndarray) -> np.ndarray:
+    target = without_batch(call.lengths(1))
     return np.broadcast_to(x, np.broadcast_shapes(x.shape, target))
 
 
@@ -124,6 +142,12 @@ def _reduce(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
 def _plain(function: Callable[..., Any]) -> Callable[..., np.ndarray]:
     return lambda call, *values: np.asarray(function(*values))
 
+
+# What may be done with a batch length: moving it, and the arithmetic it has itself.
+FOLDS_OF_LENGTHS = (
+    "Cast", "Concat", "ConstantOfShape", "Div", "Equal", "Expand", "Flatten", "Gather", "Identity", "Mul", "ReduceProd",
+    "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze", "Where",
+)  # fmt: skip
 
 FOLDS: dict[str, Callable[..., np.ndarray]] = {
     "Abs": _plain(np.abs),

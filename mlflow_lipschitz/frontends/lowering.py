@@ -1,14 +1,14 @@
 """ONNX model → engine graph, by one table: operator → function.
 
 The table is exact or it refuses. Nodes whose inputs are all constants are folded in float64; the batch, axis 0 of the
-input, is never mixed. A model with a free batch is lowered with two batch lengths and must give the same graph twice:
-nothing that depends on the length of the batch can slip in as a constant.
+input, is never mixed, and nothing may depend on how many rows it has.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,8 @@ from mlflow_lipschitz.frontends import (
     lowering_shape,
     lowering_spatial,
 )
-from mlflow_lipschitz.frontends.constants import as_constant, fold
+from mlflow_lipschitz.frontends.batch_length import BatchRows, is_symbolic, shape_constant
+from mlflow_lipschitz.frontends.constants import DEPENDS_ON_ROWS, as_constant, fold
 from mlflow_lipschitz.frontends.lowering_context import BATCH_REMEDY, Call, Value, Variable, refusal
 from mlflow_lipschitz.frontends.preparation import (
     ModelInput,
@@ -58,6 +59,8 @@ TABLE = _table(
     ("ai.onnx.ml", lowering_ml.ROWS),
 )
 
+ARITHMETIC = ("Add", "Sub", "Mul", "Div")
+
 REMEDIES = {
     "Softmax": "export the model without its final softmax: its logits are what is certified",
     "LogSoftmax": "export the model without its final log-softmax: its logits are what is certified",
@@ -87,34 +90,31 @@ def lower(model: onnx.ModelProto, output: str | int | None = None) -> Graph:
     model = prepared(model)
     source = model_input(model)
     name = output_name(model, output)
-    graphs = [_lower_with_batch(model, source, name, batch) for batch in source.batches]
-    if len({graph.content_hash() for graph in graphs}) > 1:
-        raise UnsupportedOperator(
-            "Shape", name, reason="the output depends on how many rows the batch has", remedy=BATCH_REMEDY
-        )
-    return graphs[0]
+    return _lowered(model, source, name)
 
 
-def _lower_with_batch(model: onnx.ModelProto, source: ModelInput, output: str, batch: int) -> Graph:
+def _lowered(model: onnx.ModelProto, source: ModelInput, output: str) -> Graph:
     builder = GraphBuilder()
-    values: dict[str, Value] = {t.name: as_constant(onnx.numpy_helper.to_array(t)) for t in model.graph.initializer}
+    values: dict[str, Value | BatchRows] = {
+        t.name: as_constant(onnx.numpy_helper.to_array(t)) for t in model.graph.initializer
+    }
     values[source.name] = Variable(builder.add(Input(source.shape), name=source.name), source.shape)
     consumers = count_consumers(model)
     for node in needed_nodes(model.graph, output):
         inputs = tuple(_read(values, name, node) if name else None for name in node.input)
-        call = Call(node, inputs, builder, consumers, batch, opset_of(model))
+        call = Call(node, inputs, builder, consumers, source.length, opset_of(model))
         outputs = zip(node.output, lower_node(call), strict=False)
         values.update((name, value) for name, value in outputs if value is not None)
     return _finished(builder, values.get(output), output)
 
 
-def _read(values: Mapping[str, Value], name: str, node: onnx.NodeProto) -> Value:
+def _read(values: Mapping[str, Value | BatchRows], name: str, node: onnx.NodeProto) -> Value | BatchRows:
     if name not in values:
         raise refusal(node, f"it reads {name!r}, a label or a mask, which has no derivative", lowering_ml.SCORES_REMEDY)
     return values[name]
 
 
-def _finished(builder: GraphBuilder, result: Value | None, output: str) -> Graph:
+def _finished(builder: GraphBuilder, result: Value | BatchRows | None, output: str) -> Graph:
     if not isinstance(result, Variable):
         raise UnsupportedOperator(
             "Output",
@@ -129,9 +129,11 @@ def _finished(builder: GraphBuilder, result: Value | None, output: str) -> Graph
     return builder.build(result.index, tuple(f"{stem}[{i}]" for i in range(size)))
 
 
-def lower_node(call: Call) -> tuple[Value | None, ...]:
+def lower_node(call: Call) -> tuple[Value | BatchRows | None, ...]:
     """Outputs of one node: folded when all inputs are constants, a shape if it asks for one, by the table otherwise."""
     node = call.node
+    if any(isinstance(value, BatchRows) for value in call.inputs):
+        return _lower_with_rows(call)
     if node.op_type == "Shape" and node.domain in ("", "ai.onnx"):
         return (_shape(call),)
     if not any(isinstance(value, Variable) for value in call.inputs):
@@ -142,8 +144,25 @@ def lower_node(call: Call) -> tuple[Value | None, ...]:
     row = TABLE.get((_domain(node), node.op_type))
     if row is None:
         raise refusal(node, "no lowering for this operator", REMEDIES.get(node.op_type, ""))
+    if node.op_type not in ("Reshape", "Expand") and any(is_symbolic(value) for value in call.inputs):
+        call.refuse(DEPENDS_ON_ROWS, BATCH_REMEDY)
     result = row(call)
     return result if isinstance(result, tuple) else (result,)
+
+
+def _lower_with_rows(call: Call) -> tuple[Value | BatchRows | None, ...]:
+    """A node that reads a constant equal for all rows: it may compute entry by entry, or join it with a variable."""
+    variable = any(isinstance(value, Variable) for value in call.inputs)
+    if call.node.op_type not in (*ARITHMETIC, "Concat") or (call.node.op_type == "Concat" and not variable):
+        call.refuse(DEPENDS_ON_ROWS, BATCH_REMEDY)
+    plain = replace(call, inputs=tuple(v.row if isinstance(v, BatchRows) else v for v in call.inputs))
+    if variable:
+        return lower_node(plain)
+    rank = max(value.row.ndim for value in call.inputs if isinstance(value, BatchRows))
+    (result,) = fold(plain) or (None,)
+    if not isinstance(result, np.ndarray) or result.ndim != rank or result.shape[0] != 1:
+        call.refuse(DEPENDS_ON_ROWS, BATCH_REMEDY)
+    return (BatchRows(result),)
 
 
 def count_consumers(model: onnx.ModelProto) -> Counter[str]:
@@ -159,5 +178,5 @@ def _domain(node: onnx.NodeProto) -> str:
 
 def _shape(call: Call) -> np.ndarray:
     value = call.input(0)
-    full = (call.batch, *value.shape) if isinstance(value, Variable) else call.constant(0, "its input").shape
-    return np.asarray(full[call.attribute("start", 0) : call.attribute("end")], dtype=np.int64)
+    full = [call.batch, *value.shape] if isinstance(value, Variable) else [*call.constant(0, "its input").shape]
+    return shape_constant(full[call.attribute("start", 0) : call.attribute("end")])

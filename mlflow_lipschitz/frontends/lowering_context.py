@@ -18,6 +18,7 @@ import onnx
 from mlflow_lipschitz.engine.ir.graph import GraphBuilder
 from mlflow_lipschitz.engine.ir.ops import Conv, Expand, Linear, Op, Reshape, ScaleShift
 from mlflow_lipschitz.errors import UnsupportedOperator
+from mlflow_lipschitz.frontends.batch_length import BatchLength, BatchRows, Length
 from mlflow_lipschitz.frontends.origins import node_origin
 
 Shape: TypeAlias = tuple[int, ...]
@@ -45,15 +46,15 @@ Value: TypeAlias = "np.ndarray | Variable"
 class Call:
     """One ONNX node with its inputs as values (None for an optional input that is left out).
 
-    `consumers` counts how many nodes and outputs of the model read each name; `batch` is the length of the batch axis
-    that shape computations see; `opset` is the version of the default operator set.
+    `consumers` counts how many nodes and outputs of the model read each name; `batch` is the length of the batch axis,
+    free or fixed; `opset` is the version of the default operator set.
     """
 
     node: onnx.NodeProto
-    inputs: tuple[Value | None, ...]
+    inputs: tuple[Value | BatchRows | None, ...]
     builder: GraphBuilder
     consumers: Mapping[str, int]
-    batch: int
+    batch: Length
     opset: int
 
     def refuse(self, reason: str, remedy: str = "") -> NoReturn:
@@ -72,7 +73,9 @@ class Call:
         return float(self.attribute(name, np.float32(default)))
 
     def input(self, position: int) -> Value | None:
-        return self.inputs[position] if position < len(self.inputs) else None
+        value = self.inputs[position] if position < len(self.inputs) else None
+        assert not isinstance(value, BatchRows)  # lower_node has made plain constants of them, or has refused
+        return value
 
     def constant(self, position: int, what: str) -> np.ndarray:
         """The constant at `position`; refuses a value that depends on the model's input."""
@@ -89,6 +92,16 @@ class Call:
             return tuple(int(n) for n in np.atleast_1d(self.constant(position, attribute)))
         value = self.attribute(attribute)
         return None if value is None else tuple(int(n) for n in value)
+
+    def lengths(self, position: int) -> tuple[Length, ...]:
+        """A shape given as an input, in which the length of the batch may occur."""
+        return tuple(n if isinstance(n, BatchLength) else int(n) for n in self.constant(position, "the shape"))
+
+    def is_batch(self, length: Length) -> bool:
+        """Whether an axis of this length is as long as the batch."""
+        if isinstance(length, BatchLength) or isinstance(self.batch, BatchLength):
+            return isinstance(length, BatchLength) and isinstance(self.batch, BatchLength) and length == self.batch
+        return length == self.batch
 
     def variable(self, position: int = 0) -> Variable:
         value = self.input(position)
@@ -137,9 +150,8 @@ class Call:
             return constant
         if constant.ndim > rank:
             self.refuse(f"a constant of {constant.ndim} axes moves the batch axis of {rank} axes", BATCH_REMEDY)
-        if constant.shape[0] not in (1, self.batch) or not np.array_equal(
-            constant, np.broadcast_to(constant[:1], constant.shape)
-        ):
+        same = constant.shape[0] == 1 or self.is_batch(constant.shape[0])
+        if not same or not np.array_equal(constant, np.broadcast_to(constant[:1], constant.shape)):
             self.refuse(f"a constant of shape {constant.shape} differs along axis 0, the batch axis", BATCH_REMEDY)
         return np.asarray(constant[0])
 

@@ -7,40 +7,41 @@ import math
 import numpy as np
 
 from mlflow_lipschitz.engine.ir.ops import Concat, Pad, ScaleShift, Select, Transpose
-from mlflow_lipschitz.frontends.lowering_context import BATCH_REMEDY, Call, Pieces, Shape, Value, Variable
+from mlflow_lipschitz.frontends.batch_length import BatchLength
+from mlflow_lipschitz.frontends.lowering_context import BATCH_REMEDY, Call, Pieces, Value, Variable
 from mlflow_lipschitz.frontends.slicing import resolved_slice, split_sizes
+
+LONGEST_BATCH = 2**31 - 1  # INT32_MAX, which some exporters write for "to the end"
 
 
 def lower_reshape(call: Call) -> Variable:
     x = call.variable()
-    full = (call.batch, *x.shape)
-    wanted = call.integers(1, "shape")
-    if wanted is None:
-        call.refuse("the new shape is missing")
-    keep_zero = bool(call.attribute("allowzero", 0))
-    if not keep_zero and any(n == 0 and i >= len(full) for i, n in enumerate(wanted)):
-        call.refuse(f"shape {wanted} copies an axis that {full} does not have")
-    shape = [full[i] if n == 0 and not keep_zero else n for i, n in enumerate(wanted)]
-    known = math.prod(n for n in shape if n != -1)
-    if -1 in shape and known:
-        shape[shape.index(-1)] = math.prod(full) // known
-    return _with_full_shape(call, x, tuple(shape))
-
-
-def _with_full_shape(call: Call, x: Variable, shape: Shape) -> Variable:
-    """x as an ONNX tensor of `shape`. Entries stay in order, so rows stay apart if and only if axis 0 stays."""
-    if not shape or shape[0] != call.batch or math.prod(shape) != call.batch * math.prod(x.shape):
-        call.refuse(f"it does not keep axis 0 (samples of shape {x.shape} become a tensor {shape})", BATCH_REMEDY)
-    return call.reshape(x, shape[1:])
+    wanted = call.lengths(1)
+    copies = not call.attribute("allowzero", 0)
+    sample = []
+    for i, n in enumerate(wanted[1:]):
+        if isinstance(n, BatchLength) or (n == 0 and (not copies or i >= len(x.shape))):
+            call.refuse(f"samples of shape {x.shape} cannot become {wanted[1:]}", BATCH_REMEDY)
+        sample.append(x.shape[i] if n == 0 else n)
+    known, size = math.prod(n for n in sample if n != -1), math.prod(x.shape)
+    if -1 in sample and known:
+        sample[sample.index(-1)] = size // known
+    # Entries stay in order, so the rows stay apart if and only if axis 0 stays; -1 is then inferred to be its length.
+    first = wanted[0] if wanted else 0
+    kept = call.is_batch(first) or (isinstance(first, int) and (first == -1 or (first == 0 and copies)))
+    if not wanted or not kept or math.prod(sample) != size:
+        call.refuse(f"it does not keep axis 0 (samples of shape {x.shape} become a tensor {wanted})", BATCH_REMEDY)
+    return call.reshape(x, tuple(sample))
 
 
 def lower_flatten(call: Call) -> Variable:
     x = call.variable()
     axis = call.attribute("axis", 1)
-    rank = len(x.shape) + 1
-    axis = axis + rank if axis < 0 else axis
-    full = (call.batch, *x.shape)
-    return _with_full_shape(call, x, (math.prod(full[:axis]), math.prod(full[axis:])))
+    axis = axis + len(x.shape) + 1 if axis < 0 else axis
+    first = x.shape[: max(axis - 1, 0)]
+    if math.prod(first) != 1 or (axis == 0 and not call.is_batch(1)):
+        call.refuse(f"it does not keep axis 0 (samples of shape {x.shape}, axis {axis})", BATCH_REMEDY)
+    return call.reshape(x, (math.prod(x.shape),))
 
 
 def lower_squeeze(call: Call) -> Variable:
@@ -48,7 +49,7 @@ def lower_squeeze(call: Call) -> Variable:
     rank = len(x.shape) + 1
     axes = call.integers(1, "axes")
     if axes is None:
-        if call.batch == 1:
+        if call.is_batch(1):
             call.refuse("it drops the batch axis of length 1", "name the axes to squeeze")
         dropped = {i for i, n in enumerate(x.shape) if n == 1}
     else:
@@ -78,21 +79,25 @@ def lower_transpose(call: Call) -> Variable:
 
 def lower_expand(call: Call) -> Variable:
     x = call.variable()
-    wanted = call.integers(1, "shape") or ()
-    if len(wanted) > len(x.shape) + 1 or (len(wanted) == len(x.shape) + 1 and wanted[0] not in (1, call.batch)):
-        call.refuse(f"it adds axes before the batch axis or repeats the batch (shape {wanted})", BATCH_REMEDY)
-    sample = wanted[1:] if len(wanted) == len(x.shape) + 1 else wanted
-    return call.expand(x, call.broadcast(x.shape, tuple(sample)))
+    wanted = call.lengths(1)
+    full = len(wanted) == len(x.shape) + 1
+    sample = wanted[1:] if full else wanted
+    lengths = tuple(n for n in sample if isinstance(n, int))
+    if len(wanted) > len(x.shape) + 1 or len(lengths) < len(sample):
+        call.refuse(f"it adds axes before the batch axis (shape {wanted})", BATCH_REMEDY)
+    if full and not (call.is_batch(wanted[0]) or (isinstance(wanted[0], int) and wanted[0] == 1)):
+        call.refuse(f"it repeats the batch (shape {wanted})", BATCH_REMEDY)
+    return call.expand(x, call.broadcast(x.shape, lengths))
 
 
 def lower_slice(call: Call) -> Variable:
     x = call.variable()
-    full = (call.batch, *x.shape)
+    # No batch is this long: a slice that keeps every row of it keeps every row of any batch.
+    full = (call.batch if isinstance(call.batch, int) else LONGEST_BATCH, *x.shape)
     for axis, part in enumerate(resolved_slice(call, full)):
         positions = range(*part.indices(full[axis]))
-        if positions == range(full[axis]):
-            continue
-        x = _select(call, x, call.sample_axis(axis, len(full)), tuple(positions))
+        if positions != range(full[axis]):
+            x = _select(call, x, call.sample_axis(axis, len(full)), tuple(positions))
     return x
 
 
@@ -149,7 +154,8 @@ def _select(call: Call, x: Variable, axis: int, indices: tuple[int, ...]) -> Var
 
 
 def lower_concat(call: Call) -> Variable:
-    values: list[Value] = [value for value in call.inputs if value is not None]
+    given = [call.input(position) for position in range(len(call.inputs))]
+    values: list[Value] = [value for value in given if value is not None]
     rank = next(len(v.shape) for v in values if isinstance(v, Variable)) + 1
     axis = call.sample_axis(call.attribute("axis", 0), rank)
     variables = [v for v in values if isinstance(v, Variable)]

@@ -34,7 +34,7 @@ def lower_average_pool(call: Call) -> Variable:
     else:
         divisor = _window_counts(tuple(spatial), kernel, (stride, dilation, padding))
     pooled = call.emit(Conv(np.repeat(ones, channels, axis=0), None, stride, padding, dilation, channels), x)
-    return call.emit(ScaleShift(1.0 / divisor), pooled)
+    return call.emit(ScaleShift(np.asarray(1.0 / divisor)), pooled)
 
 
 def lower_global_average_pool(call: Call) -> Variable:

@@ -5,21 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import onnx
-from onnx import inliner, version_converter
+from onnx import inliner
 
 from mlflow_lipschitz.errors import AuditError, UnsupportedOperator, UsageError
+from mlflow_lipschitz.frontends.batch_length import BatchLength, Length
 from mlflow_lipschitz.frontends.lowering_context import Shape
 
-# Before operator set 7 arithmetic broadcast by attributes, and BatchNormalization and Dropout had other meanings.
-OLDEST_OPSET, CONVERTED_OPSET = 7, 13
-# Two batch lengths no real model has as a fixed size: what both lowerings agree on does not depend on the batch.
-PROBE_BATCHES = (61, 97)
+# Before operator set 7 arithmetic broadcast by attributes, and BatchNormalization and Dropout had other meanings. ONNX's own
+# version converter is no way out: it was seen to put the broadcast axis of an opset 6 Add in the wrong place.
+OLDEST_OPSET = 7
 REAL_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
 
 
 @dataclass(frozen=True)
 class ModelInput:
-    """The one variable input: its name, sample shape, element type, and batch length (None when it is free)."""
+    """The one variable input: its name, sample shape, element type, and fixed batch length, None when it is free."""
 
     name: str
     shape: Shape
@@ -27,9 +27,9 @@ class ModelInput:
     batch: int | None
 
     @property
-    def batches(self) -> tuple[int, ...]:
-        """Batch lengths to lower the model with."""
-        return PROBE_BATCHES if self.batch is None else (self.batch,)
+    def length(self) -> Length:
+        """The batch length as shape computations see it."""
+        return BatchLength() if self.batch is None else self.batch
 
 
 def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -37,14 +37,19 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Raises:
         AuditError: not a valid ONNX model.
-        UnsupportedOperator: its operator set is too old to be converted.
+        UnsupportedOperator: its operator set is too old.
     """
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
         raise AuditError(f"not a valid ONNX model: {error}") from error
     if opset_of(model) < OLDEST_OPSET:
-        model = _converted(model)
+        raise UnsupportedOperator(
+            f"opset {opset_of(model)}",
+            model.graph.name,
+            reason=f"operator sets older than {OLDEST_OPSET} gave the same names other meanings",
+            remedy="export the model again with opset 13 or later",
+        )
     return inliner.inline_local_functions(model) if model.functions else model
 
 
@@ -70,18 +75,6 @@ def needed_nodes(graph: onnx.GraphProto, output: str) -> list[onnx.NodeProto]:
 
 def opset_of(model: onnx.ModelProto) -> int:
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=OLDEST_OPSET)
-
-
-def _converted(model: onnx.ModelProto) -> onnx.ModelProto:
-    try:
-        return version_converter.convert_version(model, CONVERTED_OPSET)
-    except (RuntimeError, version_converter.ConvertError) as error:
-        raise UnsupportedOperator(
-            f"opset {opset_of(model)}",
-            model.graph.name,
-            reason=f"the operator set is older than {OLDEST_OPSET} and cannot be converted: {error}",
-            remedy=f"export the model again with opset {CONVERTED_OPSET} or later",
-        ) from error
 
 
 def model_input(model: onnx.ModelProto) -> ModelInput:

@@ -10,6 +10,7 @@ logits are [0, d].
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -45,17 +46,44 @@ def sklearn_to_onnx(estimator: Any, example: Any = None) -> onnx.ModelProto:
     classes = getattr(estimator, "classes_", None)
     rows = np.random.default_rng(0).normal(size=(32, features)) if example is None else np.asarray(example, dtype=float)
     if classes is None:
-        return _checked(estimator, _converted(estimator, features, {}), rows)
-    if np.ndim(classes) != 1 or len(classes) < 2 or np.ndim(estimator.predict(rows)) != 1:
+        return _checked(estimator, _converted(estimator, {}), rows)
+    if np.ndim(classes) != 1 or len(classes) < 2 or np.ndim(estimator.predict(_as_fitted(estimator, rows))) != 1:
         raise _unsupported(estimator, "it does not predict one label per row", "audit one label at a time")
-    final = estimator.steps[-1][1] if hasattr(estimator, "steps") else estimator
-    return _cut_at_logits(estimator, _with_raw_scores(estimator, final, features), rows)
+    return _cut_at_logits(estimator, _with_raw_scores(estimator), rows)
+
+
+def _with_positions(estimator: Any) -> Any:
+    """A copy whose column transformers know their columns by position: the exported model takes one array."""
+    copied = copy.deepcopy(estimator)
+    for part in (copied, *(step for _, step in getattr(copied, "steps", ()))):
+        if hasattr(part, "transformers_") and hasattr(part, "feature_names_in_"):
+            position = {name: index for index, name in enumerate(part.feature_names_in_)}
+            part.transformers_ = [(name, step, _positions(own, position)) for name, step, own in part.transformers_]
+    return copied
+
+
+def _as_fitted(estimator: Any, rows: np.ndarray) -> Any:
+    """The rows with the column names the estimator was fitted with, if it was."""
+    names = getattr(estimator, "feature_names_in_", None)
+    if names is None:
+        return rows
+    import pandas as pd
+
+    return pd.DataFrame(rows, columns=names)
+
+
+def _positions(columns: Any, position: dict[str, int]) -> Any:
+    if isinstance(columns, str):
+        return position[columns]
+    if isinstance(columns, (list, tuple, np.ndarray)) and all(isinstance(column, str) for column in columns):
+        return [position[column] for column in columns]
+    return columns
 
 
 def _checked(estimator: Any, model: onnx.ModelProto, rows: np.ndarray) -> onnx.ModelProto:
     """A regressor's model if it predicts what the estimator predicts: converters have been seen to miss an option."""
-    predicted = _run(estimator, model, rows)
-    expected = np.asarray(estimator.predict(rows)) if hasattr(estimator, "predict") else estimator.transform(rows)
+    predicted, own = _run(estimator, model, rows), _as_fitted(estimator, rows)
+    expected = np.asarray(estimator.predict(own) if hasattr(estimator, "predict") else estimator.transform(own))
     if not np.allclose(np.reshape(predicted, np.shape(expected)), expected, rtol=1e-7, atol=1e-9, equal_nan=True):
         raise FidelityError(f"skl2onnx exports a {type(estimator).__name__} that does not predict what it predicts")
     return model
@@ -69,29 +97,32 @@ def _run(estimator: Any, model: onnx.ModelProto, rows: np.ndarray) -> np.ndarray
         raise _unsupported(estimator, reason, "use linear models or multi-layer perceptrons") from error
 
 
-def _with_raw_scores(estimator: Any, final: Any, features: int) -> onnx.ModelProto:
+def _with_raw_scores(estimator: Any) -> onnx.ModelProto:
     # Each classifier takes some of these options; a link function that stays is removed by the cut.
     for wishes in ({"raw_scores": True, "zipmap": False}, {"raw_scores": True}, {"zipmap": False}):
         try:
-            return _converted(estimator, features, {id(final): wishes})
+            return _converted(estimator, wishes)
         except NameError:  # what skl2onnx raises for an option that this classifier does not have
             continue
-    return _converted(estimator, features, {})
+    return _converted(estimator, {})
 
 
-def _converted(estimator: Any, features: int, options: dict[int, dict[str, Any]]) -> onnx.ModelProto:
-    from skl2onnx import convert_sklearn
+def _converted(estimator: Any, wishes: dict[str, bool]) -> onnx.ModelProto:
+    """skl2onnx's model; `wishes` are options of the last step. Raises NameError when the last step has no such option."""
+    from skl2onnx import convert_sklearn  # costs a second, and only scikit-learn models need it
     from skl2onnx.common.data_types import DoubleTensorType
 
-    types = [("input", DoubleTensorType([None, features]))]
+    copied = _with_positions(estimator)
+    final = copied.steps[-1][1] if hasattr(copied, "steps") else copied
+    types = [("input", DoubleTensorType([None, estimator.n_features_in_]))]
+    options = {id(final): wishes} if wishes else {}
     try:
-        model = convert_sklearn(estimator, initial_types=types, options=options, target_opset=OPSETS)
+        model = convert_sklearn(copied, initial_types=types, options=options, target_opset=OPSETS)
     except NameError:
         raise
     except Exception as error:  # converters of any package may be registered; whatever fails, we stop
-        reason = (
-            f"skl2onnx cannot convert it: {str(error).strip().splitlines()[0] if str(error) else type(error).__name__}"
-        )
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = f"skl2onnx cannot convert it: {reason}"
         raise _unsupported(estimator, reason, "use numeric columns and estimators that skl2onnx supports") from error
     return _without_imputers(model)
 
@@ -162,16 +193,16 @@ def _with_output(model: onnx.ModelProto, name: str, matrix: np.ndarray | None) -
 
 def _agrees(estimator: Any, logits: np.ndarray, rows: np.ndarray) -> bool:
     """Whether logits give the estimator's own scores and probabilities (or labels, where it has neither)."""
-    compared = []
+    compared, frame = [], _as_fitted(estimator, rows)
     if hasattr(estimator, "decision_function"):
-        scores = np.asarray(estimator.decision_function(rows))
+        scores = np.asarray(estimator.decision_function(frame))
         own = logits[:, 1] - logits[:, 0] if scores.ndim == 1 else logits
         compared.append(own.shape == scores.shape and np.allclose(own, scores, rtol=1e-9, atol=1e-9))
     if hasattr(estimator, "predict_proba"):
-        expected = np.asarray(estimator.predict_proba(rows))
+        expected = np.asarray(estimator.predict_proba(frame))
         compared.append(any(np.allclose(p, expected, rtol=1e-9, atol=1e-12) for p in probabilities_from(logits)))
     if not compared:
-        compared.append(np.array_equal(np.asarray(estimator.classes_)[logits.argmax(axis=1)], estimator.predict(rows)))
+        compared.append(np.array_equal(np.asarray(estimator.classes_)[logits.argmax(axis=1)], estimator.predict(frame)))
     return bool(all(compared))
 
 

@@ -11,6 +11,7 @@ from mlflow_lipschitz.engine.ir.graph import GraphBuilder
 from mlflow_lipschitz.engine.ir.ops import Elementwise, Input, Multiply, Op
 from mlflow_lipschitz.engine.rules.registry import is_supported
 from mlflow_lipschitz.errors import UnsupportedOperator
+from mlflow_lipschitz.frontends.batch_length import BatchRows
 from mlflow_lipschitz.frontends.constants import FOLDS, as_constant
 from mlflow_lipschitz.frontends.lowering import TABLE, count_consumers, lower_node
 from mlflow_lipschitz.frontends.lowering_context import Call, Value, Variable
@@ -76,9 +77,9 @@ class _Walk:
     """The values seen so far while the nodes are tried one after another."""
 
     def __init__(self, model: onnx.ModelProto, source: ModelInput) -> None:
-        self._batch, self._opset, self._consumers = source.batches[0], opset_of(model), count_consumers(model)
+        self._batch, self._opset, self._consumers = source.length, opset_of(model), count_consumers(model)
         self._builder = _Recorder()
-        self._values: dict[str, Value] = {
+        self._values: dict[str, Value | BatchRows] = {
             tensor.name: as_constant(onnx.numpy_helper.to_array(tensor)) for tensor in model.graph.initializer
         }
         self._values[source.name] = Variable(self._builder.add(Input(source.shape)), source.shape)

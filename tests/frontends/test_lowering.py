@@ -210,6 +210,45 @@ CASES: dict[str, tuple] = {
         (2, 6),
         {"zero": np.array(0), "axis": integers(0), "rest": integers(3, -1)},
     ),
+    "expand written out by an old exporter": (
+        [
+            node("Shape", "x", "s", start=0, end=1),
+            node("Concat", "s minus", "wish", axis=0),
+            node("Mul", "ones minus_one", "probe"),
+            node("Equal", "wish probe", "keep"),
+            node("Where", "keep ones wish", "target"),
+            node("Expand", "c target", "token"),
+            node("Concat", "token x", axis=1),
+        ],
+        (2, 3),
+        {
+            "minus": integers(-1, -1),
+            "minus_one": integers(-1),
+            "ones": integers(1, 1, 1),
+            "c": weight(1, 1, 3),
+        },
+    ),
+    "Expand of a variable over the batch": (
+        [node("Shape", "x", "s", start=0, end=1), node("Concat", "s r", "t", axis=0), node("Expand", "x t")],
+        (1, 3),
+        {"r": integers(4, 3)},
+    ),
+    "Slice that keeps every row": (
+        [node("Slice", "x s e a")],
+        (4,),
+        {"s": integers(0, 1), "e": integers(2**63 - 1, 3), "a": integers(0, 1)},
+    ),
+    "rows of a multiple of the batch": (
+        [
+            node("Shape", "x", "s", start=0, end=2),
+            node("ReduceProd", "s", "p", keepdims=1),
+            node("Div", "p two", "n"),
+            node("Concat", "n r", "t", axis=0),
+            node("Reshape", "x t"),
+        ],
+        (2, 3),
+        {"two": integers(2), "r": integers(-1)},
+    ),
     "weights computed from constants": (
         [
             node("Constant", "", "half", value_float=0.5),

@@ -75,6 +75,46 @@ def test_a_graph_that_depends_on_how_many_rows_there_are(operator: str) -> None:
         lower(make_model(nodes, (4,)))
 
 
+ROWS_COUNTED = {
+    "a slice as long as the batch": [
+        node("Shape", "x", "n", start=0, end=1), node("Slice", "x zero n one"),
+    ],
+    "a case for one length": [
+        node("Shape", "x", "n", start=0, end=1), node("Equal", "n five", "is"), node("Where", "is f g", "k"),
+        node("Mul", "x k"),
+    ],
+    "a sum of ones": [
+        node("Shape", "x", "n"), node("ConstantOfShape", "n", "ones"), node("ReduceSum", "ones zero", "k"),
+        node("Mul", "x k"),
+    ],
+    "a shape of ones": [
+        node("Shape", "x", "n"), node("ConstantOfShape", "n", "ones"), node("Shape", "ones", "m"),
+        node("Reshape", "x m"),
+    ],
+    "a sum over an expanded constant": [
+        node("Shape", "x", "n"), node("Expand", "f n", "many"), node("ReduceSum", "many zero", "k"), node("Add", "x k"),
+    ],
+    "a number modulo the batch": [
+        node("Shape", "x", "n", start=0, end=1), node("Mod", "five n", "m"), node("Cast", "m", "k", to=TensorProto.FLOAT),
+        node("Mul", "x k"),
+    ],
+    "the larger of two lengths": [
+        node("Shape", "x", "n", start=0, end=1), node("Max", "five n", "m"), node("Concat", "m five", "s", axis=0),
+        node("Reshape", "x s"),
+    ],
+    "an output that is a length": [node("Shape", "x", "y")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROWS_COUNTED)
+def test_nothing_may_depend_on_the_number_of_rows(name: str) -> None:
+    constants = {"zero": integers(0), "one": integers(1), "five": integers(5), "f": weight(1), "g": weight(1)}
+    model = make_model(ROWS_COUNTED[name], (200,), constants, opset=18, check=False)
+    with pytest.raises(UnsupportedOperator) as error:
+        lower(model)
+    assert "rows" in str(error.value) or "does not depend on the input" in str(error.value)
+
+
 UNSUPPORTED = {
     "Softmax": (node("Softmax", "x"), {}, "logits"),
     "Sign": (node("Sign", "x"), {}, "jump"),
@@ -179,6 +219,13 @@ def test_outputs() -> None:
     constant = make_model([node("Identity", "c"), node("Relu", "x", "z")], (4,), {"c": weight(4)})
     with pytest.raises(UnsupportedOperator, match="does not depend on the input"):
         lower(constant)
+
+
+def test_operator_sets_older_than_the_table() -> None:
+    nodes = [node("Add", "x c", "h", broadcast=1, axis=1), node("Relu", "h")]
+    old = make_model(nodes, (3, 2), {"c": weight(3)}, batch=1, opset=6, check=False)
+    with pytest.raises(UnsupportedOperator, match="opset 13 or later"):
+        lower(old)
 
 
 def test_an_invalid_model_is_an_error_of_its_own() -> None:

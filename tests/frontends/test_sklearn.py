@@ -90,6 +90,26 @@ def test_regressor(name: str) -> None:
     np.testing.assert_allclose(evaluate(graph, rows).numpy()[:, 0], estimator.predict(rows), rtol=1e-9)
 
 
+def test_pipeline_fitted_on_a_data_frame() -> None:
+    frame, targets = load_diabetes(return_X_y=True, as_frame=True, scaled=False)
+    columns = ColumnTransformer([("a", StandardScaler(), ["bmi", "bp"]), ("b", MinMaxScaler(), ["age"])])
+    estimator = make_pipeline(columns, StandardScaler(), Ridge()).fit(frame, targets)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        graph = trace(estimator)
+    np.testing.assert_allclose(evaluate(graph, frame.to_numpy()).numpy()[:, 0], estimator.predict(frame), rtol=1e-9)
+    assert list(estimator.feature_names_in_) == list(frame.columns)
+
+
+def test_classifier_fitted_on_a_data_frame() -> None:
+    frame, targets = load_iris(return_X_y=True, as_frame=True)
+    columns = ColumnTransformer([("a", StandardScaler(), list(frame.columns[:2]))], remainder="passthrough")
+    for classifier in (LogisticRegression(), MLPClassifier(hidden_layer_sizes=(8,), max_iter=30, random_state=0)):
+        estimator = fitted(make_pipeline(columns, classifier), frame, targets)
+        logits = evaluate(trace(estimator), frame.to_numpy()).numpy()
+        np.testing.assert_array_equal(logits.argmax(axis=1), estimator.predict(frame))
+
+
 def test_regressor_of_two_targets() -> None:
     rows, targets = load_diabetes(return_X_y=True)
     estimator = Ridge().fit(rows, np.stack([targets, -targets], axis=1))
