@@ -1,0 +1,1 @@
+"""Speed and tightness, printed as tables; nothing here asserts a time."""
