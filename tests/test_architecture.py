@@ -166,8 +166,17 @@ def test_the_readme_has_exactly_two_commands_to_start_with() -> None:
     ]
 
 
+def test_the_policy_of_the_readme_is_valid() -> None:
+    from mlflow_lipschitz.policy import load_policy
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    policy = load_policy(text.split("```yaml\n")[1].split("```")[0])
+    policy.bind(("customer_id", "country_de", "age", "income"), ("score",))
+
+
 def test_constraints_pin_released_versions_only() -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9A-Za-z.]*", pin) for pin in pins)
+    assert len(pins) == len(set(pins))
     assert "torch==2.13.0" in pins
