@@ -52,6 +52,15 @@ class ReportContent:
     def headline(self) -> str:
         return HEADLINES[self.verdict.status]
 
+    def leading_examples(self, count: int) -> list[Counterexample]:
+        """Up to `count` counterexamples, the worst of each check before the second of any."""
+        ranks: dict[str, int] = {}
+        ranked = []
+        for position, example in enumerate(self.counterexamples):
+            ranks[example.check_id] = ranks.get(example.check_id, 0) + 1
+            ranked.append((ranks[example.check_id], position, example))
+        return [example for _, _, example in sorted(ranked, key=lambda entry: entry[:2])[:count]]
+
     @property
     def status_counts(self) -> dict[str, int]:
         """Number of rows per status, in a fixed order, statuses without rows left out."""

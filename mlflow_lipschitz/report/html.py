@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+import numpy as np
 import pandas as pd
 
 from mlflow_lipschitz.report.content import NOT_MEANT, ReportContent, number, verdict_word
 from mlflow_lipschitz.report.plots import interval_plot
 
 SHOWN_ROWS = 50
+_FEW = 6
 
 _STYLE = """
 :root{color-scheme:light dark;--good:#1a7f37;--bad:#cf222e;--unsure:#9a6700;--line:#8888}
@@ -75,12 +77,14 @@ def _checks(content: ReportContent) -> str:
 def _counterexamples(content: ReportContent) -> str:
     if not content.counterexamples:
         return ""
-    items = "".join(f"<li>{escape(str(example))}</li>" for example in content.counterexamples[:SHOWN_ROWS])
-    first = content.counterexamples[0]
-    point = _table(list(first.point), [list(first.point.values())])
+    shown = content.leading_examples(SHOWN_ROWS)
+    items = [f"<li>{escape(example.check_id)}, {escape(str(example))}</li>" for example in shown]
+    more = f"<details><summary>{len(items) - _FEW} more</summary><ul>{''.join(items[_FEW:])}</ul></details>"
+    point = _table(list(shown[0].point), [list(shown[0].point.values())])
     return (
-        f"<h2>Where it breaks</h2><p>Points of the audited regions at which a check is false.</p><ul>{items}</ul>"
-        f"<p>All features at the first of them:</p>{point}"
+        f"<h2>Where it breaks</h2><p>Points near audited rows at which a check is false: {len(content.counterexamples)}.</p>"
+        f"<ul>{''.join(items[:_FEW])}</ul><p>All features at the first of them:</p>{point}"
+        f"{more if len(items) > _FEW else ''}"
     )
 
 
@@ -95,8 +99,18 @@ def _plots(content: ReportContent) -> list[str]:
         )
     ]
     for name, (lower, upper) in content.derivatives.items():
-        plots.append(interval_plot(lower, upper, statuses, label=f"derivative in {name}: certified range"))
+        label = f"derivative in {name}: certified range"
+        plots.append(interval_plot(lower, upper, _sign_statuses(content, name), label=label))
     return plots
+
+
+def _sign_statuses(content: ReportContent, feature: str) -> list[str]:
+    """Colors of a derivative's bars: broken where a counterexample was met, certified where only one sign is possible."""
+    broken = {example.point_id for example in content.counterexamples if example.feature == feature}
+    lower, upper = content.derivatives[feature]
+    decided = np.where((lower >= 0) | (upper <= 0), "certified", "undecided").tolist()
+    ids = content.frame["point_id"].astype(str)
+    return ["violated" if point in broken else status for point, status in zip(ids, decided, strict=True)]
 
 
 def _facts(content: ReportContent) -> str:

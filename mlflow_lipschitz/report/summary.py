@@ -28,7 +28,7 @@ def summary_markdown(content: ReportContent) -> str:
         lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
     rows = ", ".join(f"{count} {status}" for status, count in content.status_counts.items())
     lines += ["", f"Rows: {rows} of {len(content.frame)}."]
-    lines += [f"- {_cell(str(example))}" for example in content.counterexamples[:_SHOWN_EXAMPLES]]
+    lines += [f"- {_cell(example.check_id)}: {_cell(example)}" for example in content.leading_examples(_SHOWN_EXAMPLES)]
     if len(content.counterexamples) > _SHOWN_EXAMPLES:
         lines.append(f"- … and {len(content.counterexamples) - _SHOWN_EXAMPLES} more counterexamples in report.html")
     lines += ["", f"Policy: `{_code(content.policy)}`", "", NOT_MEANT, ""]
