@@ -91,7 +91,7 @@ def replay(
     reference = _run_onnxruntime(model, source, rounded, name)
     comparisons = [compare_outputs("onnxruntime", own, reference, tolerance)]
     if served is not None:
-        answers = named_answer(_answers(served, points), name)
+        answers = _answers(served, points, source.batch, name)
         comparisons.append(compare_served(own, answers, classes_of(model), tolerance))
     for comparison in comparisons:
         _require_small(comparison)
@@ -106,11 +106,20 @@ def replay(
     )
 
 
-def _answers(served: Callable[[np.ndarray], Any], points: np.ndarray) -> Any:
+def _answers(served: Callable[[np.ndarray], Any], points: np.ndarray, length: int | None, output: str) -> np.ndarray:
+    """(rows, values) the served model answers, asked in batches that a model exported with a fixed batch can take."""
+    parts = []
     try:
-        return served(points)
+        for batch, rows in _batches(points, length):
+            answer = named_answer(served(batch), output)
+            if len(answer) != len(batch):
+                raise FidelityError(f"the served model gave {len(answer)} answers for {len(batch)} rows")
+            parts.append(answer[:rows])
+    except FidelityError:
+        raise
     except Exception as error:  # any model may be served, and whatever it raises, nothing was compared
         raise FidelityError(f"the served model failed on the audited rows: {type(error).__name__}: {error}") from error
+    return np.concatenate(parts)
 
 
 def _require_small(comparison: Comparison) -> None:
@@ -129,16 +138,20 @@ def _require_small(comparison: Comparison) -> None:
 def _run_onnxruntime(model: onnx.ModelProto, source: ModelInput, points: np.ndarray, output: str) -> np.ndarray:
     """(rows, outputs) of one output of the model, in batches of the length it was exported with."""
     session = onnxruntime_session(model)
-    length = source.batch
     parts = []
+    for batch, rows in _batches(points, source.batch):
+        outputs = np.asarray(session.run([output], {source.name: batch})[0], dtype=np.float64)
+        parts.append(outputs.reshape(len(batch), -1)[:rows])
+    return np.concatenate(parts)
+
+
+def _batches(points: np.ndarray, length: int | None) -> Iterator[tuple[np.ndarray, int]]:
+    """Batches of `length` rows (any when None) and how many rows of each count: the last is filled by repeating a row."""
     for chunk in _chunks(points):
         step = length or len(chunk)
         for start in range(0, len(chunk), step):
             rows = chunk[start : start + step]
-            filled = np.concatenate([rows, np.repeat(rows[-1:], step - len(rows), axis=0)])
-            outputs = np.asarray(session.run([output], {source.name: filled})[0], dtype=np.float64)
-            parts.append(outputs.reshape(step, -1)[: len(rows)])
-    return np.concatenate(parts)
+            yield np.concatenate([rows, np.repeat(rows[-1:], step - len(rows), axis=0)]), len(rows)
 
 
 def _chunks(points: np.ndarray) -> Iterator[np.ndarray]:

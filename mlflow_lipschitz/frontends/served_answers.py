@@ -64,8 +64,6 @@ def compare_served(own: np.ndarray, answer: np.ndarray, classes: list[Any] | Non
     Raises:
         FidelityError: the answer has none of these forms.
     """
-    if len(answer) != len(own):
-        raise FidelityError(f"the served model gave {len(answer)} answers for {len(own)} rows")
     if classes is not None:
         return _compare_classifier(own, answer, classes, tolerance)
     if answer.dtype.kind in "fiub" and answer.shape == own.shape:

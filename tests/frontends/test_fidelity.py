@@ -174,7 +174,14 @@ def test_many_chunks_give_what_one_gives(network, points, monkeypatch) -> None:
 def test_every_kind_of_batch(batch: Any) -> None:
     weight = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
     model = make_model([node("Gemm", "x w", "h"), node("Relu", "h")], (4,), {"w": weight}, batch=batch)
-    assert replay(lower(model), model, np.random.default_rng(1).normal(size=(21, 4))).rows == 21
+    asked: list[int] = []
+
+    def served(rows: np.ndarray) -> np.ndarray:
+        asked.append(len(rows))
+        return np.maximum(rows @ weight, 0)
+
+    assert replay(lower(model), model, np.random.default_rng(1).normal(size=(21, 4)), served).rows == 21
+    assert asked == {1: [1] * 21, 8: [8, 8, 8], "batch": [21]}[batch]
 
 
 def test_the_output_that_was_lowered_is_replayed() -> None:
