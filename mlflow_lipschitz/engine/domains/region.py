@@ -80,12 +80,12 @@ class Box:
         Returns:
             (points, objectives, rows), rounded upward.
         """
-        a = coeffs.flatten(3)
-        low, high = self.lower.flatten(1)[:, None, :, None], self.upper.flatten(1)[:, None, :, None]
-        positive = a.clamp(min=0)
-        value = (positive @ high + (a - positive) @ low).squeeze(-1)
-        size = (a.abs() @ torch.maximum(low.abs(), high.abs())).squeeze(-1)
-        return value + error_bound(size, 2 * a.shape[-1] + 2) + 2.0**-960
+        low, high = self.lower[:, None, None], self.upper[:, None, None]
+        size = coeffs.abs()
+        # Center and half width round as well, by at most one unit each of the reach that `spread` weighs.
+        value = _dot(coeffs, (low + high) / 2) + _dot(size, (high - low) / 2)
+        spread = _dot(size, torch.maximum(low.abs(), high.abs()))
+        return value + error_bound(spread, 2 * coeffs.shape[3:].numel() + 8) + 2.0**-960
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,10 @@ class LpBall:
 
 
 Region = Box | LpBall
+
+
+def _dot(coeffs: Tensor, values: Tensor) -> Tensor:
+    return (coeffs * values).flatten(3).sum(-1)
 
 
 def _box(lower: Tensor, upper: Tensor) -> Box:
