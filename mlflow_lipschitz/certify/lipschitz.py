@@ -29,8 +29,8 @@ from mlflow_lipschitz.engine.propagation.slopes import optimized_upper_bounds
 from mlflow_lipschitz.engine.transforms.objectives import gradient_graph, summed
 from mlflow_lipschitz.errors import InvalidRegion, UsageError
 
-# How many improvements of free slopes the last pass gets; each costs about one percent of the whole for small networks.
-_SLOPE_STEPS = 4
+# Settings of the free slopes tried in the last pass, where there is one row per objective and a try is cheap.
+_SLOPE_STEPS = 2
 
 METHOD = "backward linear propagation on the Clarke Jacobian"
 

@@ -8,6 +8,7 @@ what they miss, |ΔA| ≤ γ |A||W|, is charged against the known magnitude of t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,25 @@ from mlflow_lipschitz.engine.rules.relaxation import Relaxation
 _UNDERFLOW = 2.0**-900
 
 
+class _Form(NamedTuple):
+    """Coefficients (points, objectives, rows, *shape) and, where it came for free, a bound of their ℓ1 norm per row."""
+
+    coeffs: Tensor
+    norm: Tensor | None
+
+    def plus(self, other: _Form) -> _Form:
+        norm = None if self.norm is None or other.norm is None else self.norm + other.norm
+        return _Form(self.coeffs + other.coeffs, norm)
+
+
+class _Step(NamedTuple):
+    """One backward step: forms on the node's inputs, the constant part, and the ℓ1 norm its rounding error scales with."""
+
+    passed: list[tuple[int, _Form]]
+    offset: Tensor | None
+    norm: Tensor
+
+
 def upper_bounds(problem: Problem, bounds: Sequence[NodeBounds], target: int, coeffs: Tensor) -> Tensor:
     """Rigorous upper bounds of coeffs · value(target) over the region.
 
@@ -36,7 +56,7 @@ def upper_bounds(problem: Problem, bounds: Sequence[NodeBounds], target: int, co
         (points, objectives or 1, rows); +inf where nothing could be proved.
     """
     nodes = problem.graph.nodes
-    pending: dict[int, Tensor] = {target: coeffs}
+    pending: dict[int, _Form] = {target: _Form(coeffs, None)}
     total: Tensor | float = 0.0
     error: Tensor | float = 0.0
     for index in range(target, -1, -1):
@@ -45,62 +65,57 @@ def upper_bounds(problem: Problem, bounds: Sequence[NodeBounds], target: int, co
             continue
         node = nodes[index]
         if isinstance(node.op, ops.Input):
-            total = total + problem.region.support(form)
+            total = total + problem.region.support(form.coeffs)
             continue
         if isinstance(node.op, ops.Cotangent):
-            value, slack = _dot_cotangent(problem, form, len(nodes))
+            value, slack = _dot_cotangent(problem, form.coeffs, len(nodes))
             total, error = total + value, error + slack
             continue
         known = bounds[index]
         assert known.magnitude is not None
         shapes = tuple(nodes[i].shape for i in node.inputs)
-        terms = rule_for(node.op).rounding_terms(node.op, shapes) + form.shape[3:].numel() + len(nodes)
-        steps, norm = _step(problem, known, index, form)
-        error = error + (norm + _UNDERFLOW) * known.magnitude[:, :, None] * gamma(terms)
-        for source, passed in steps:
-            if isinstance(source, int):
-                pending[source] = pending[source] + passed if source in pending else passed
-            else:
-                total = total + passed
+        terms = rule_for(node.op).rounding_terms(node.op, shapes) + form.coeffs.shape[3:].numel() + len(nodes)
+        step = _step(problem, known, index, form)
+        error = error + (step.norm + _UNDERFLOW) * known.magnitude[:, :, None] * gamma(terms)
+        total = total if step.offset is None else total + step.offset
+        for source, passed in step.passed:
+            pending[source] = passed if source not in pending else pending[source].plus(passed)
     # The last additions round as well; both factors of (1 + 2⁻⁴⁰) cover them, as |total| and error bound their terms.
     bound = total + error * (1 + 2.0**-20)
     assert isinstance(bound, Tensor)
     return torch.where(bound.isnan(), torch.inf, bound)
 
 
-# The form on the node's inputs as (input, coefficients), its constant part as (None, offset).
-_Steps = list[tuple[int | None, Tensor]]
-
-
-def _step(problem: Problem, known: NodeBounds, index: int, form: Tensor) -> tuple[_Steps, Tensor]:
-    """One backward step, and the ℓ1 norm of the form (points, objectives, rows) that its rounding error scales with."""
+def _step(problem: Problem, known: NodeBounds, index: int, form: _Form) -> _Step:
     node = problem.graph.nodes[index]
     if known.relaxation is not None:
-        return _relax(known.relaxation, node.inputs, form)
+        return _relax(known.relaxation, node.inputs, form.coeffs)
     rule, shapes = rule_for(node.op), tuple(problem.graph.nodes[i].shape for i in node.inputs)
     weights = problem.weights[index]
-    steps: _Steps = [*zip(node.inputs, rule.backward(node.op, weights, form, shapes), strict=True)]
-    offset = rule.offset(node.op, weights, form, shapes)
-    if offset is not None:
-        steps.append((None, offset))
-    return steps, form.abs().flatten(3).sum(-1)
+    passed = rule.backward(node.op, weights, form.coeffs, shapes)
+    norm = form.coeffs.abs().flatten(3).sum(-1) if form.norm is None else form.norm
+    offset = rule.offset(node.op, weights, form.coeffs, shapes)
+    return _Step([(i, _Form(c, None)) for i, c in zip(node.inputs, passed, strict=True)], offset, norm)
 
 
-def _relax(relaxation: Relaxation, inputs: tuple[int, ...], form: Tensor) -> tuple[_Steps, Tensor]:
+def _relax(relaxation: Relaxation, inputs: tuple[int, ...], coeffs: Tensor) -> _Step:
     """Upper plane under a positive coefficient, lower plane under a negative one: A·mean + |A|·half the difference.
 
     Rounding of mean and half difference is within `RelaxedOp.rounding_terms`.
     """
-    size = form.abs()
+    size = coeffs.abs()
+    norm = size.flatten(3).sum(-1)
     mean, half = _mean_and_half(relaxation.upper_offset[:, :, None], relaxation.lower_offset[:, :, None])
-    constant = _dot(form, mean) + _dot(size, half)
-    steps: _Steps = [(None, constant)]
+    offset = _dot(coeffs, mean) + _dot(size, half)
+    passed = []
     for position, upper, lower in zip(
         relaxation.operands, relaxation.upper_slopes, relaxation.lower_slopes, strict=True
     ):
         mean, half = _mean_and_half(upper[:, :, None], lower[:, :, None])
-        steps.append((inputs[position], torch.addcmul(form * mean, size, half)))
-    return steps, size.flatten(3).sum(-1)
+        steepest = torch.maximum(upper.abs(), lower.abs()).flatten(2).amax(-1)[:, :, None]
+        onward = _Form(torch.addcmul(coeffs * mean, size, half), norm * steepest)
+        passed.append((inputs[position], onward))
+    return _Step(passed, offset, norm)
 
 
 def _mean_and_half(upper: Tensor, lower: Tensor) -> tuple[Tensor, Tensor]:
