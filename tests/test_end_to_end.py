@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from mlflow.tracking import MlflowClient
 import mlflow_lipschitz as ml
 from mlflow_lipschitz.certificates.io import read_certificates
 from mlflow_lipschitz.cli.__main__ import run
+from mlflow_lipschitz.demo.registering import local_store
 from mlflow_lipschitz.gate.table import BoundsTable
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -60,10 +62,21 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
 
 @pytest.fixture
 def current_store(told: Told) -> Iterator[str]:
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(told.store)
-    yield told.store
-    mlflow.set_tracking_uri(before)
+    with local_store(told.directory) as uri:
+        yield uri
+
+
+def test_the_demo_leaves_the_users_own_registry_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = f"sqlite:///{tmp_path / 'own.db'}"
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", own)
+    with local_store(tmp_path) as uri:
+        assert mlflow.get_registry_uri() == mlflow.get_tracking_uri() == uri
+    assert mlflow.get_registry_uri() == os.environ["MLFLOW_REGISTRY_URI"] == own
+    mlflow.set_registry_uri(None)  # type: ignore[arg-type]
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI")
+    with local_store(tmp_path):
+        pass
+    assert "MLFLOW_REGISTRY_URI" not in os.environ
 
 
 def test_the_demo_tells_its_story(told: Told) -> None:
@@ -191,7 +204,9 @@ def test_a_worse_model_than_the_baseline_is_blocked(told: Told, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
-def test_examples_run(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_examples_run(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     if "evaluate" in name and not entry_points(group="mlflow.model_evaluator", name="lipschitz"):
         pytest.skip("MLflow finds evaluators of installed packages only, and this one is not installed")
     specification = importlib.util.spec_from_file_location(name.removesuffix(".py"), EXAMPLES / name)
@@ -200,6 +215,8 @@ def test_examples_run(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     before = mlflow.get_tracking_uri()
+    mlflow.set_registry_uri(None)  # type: ignore[arg-type]
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
     try:
         module.main(*[tmp_path] * module.main.__code__.co_argcount)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,17 +20,27 @@ from mlflow_lipschitz.demo.models import Progression
 
 MODEL_NAME = "diabetes-progression"
 
+_REGISTRY = "MLFLOW_REGISTRY_URI"
+
 
 @contextmanager
 def local_store(directory: Path) -> Iterator[str]:
-    """Make an SQLite store in `directory` MLflow's current one, and put the former one back afterwards."""
+    """Make an SQLite store in `directory` MLflow's current one, and put the former one back afterwards.
+
+    The registry is set as well: a user's MLFLOW_REGISTRY_URI must not receive the demo's models.
+    """
     uri = f"sqlite:///{(directory / 'mlflow.db').resolve()}"
-    before = mlflow.get_tracking_uri()
+    before, registry = mlflow.get_tracking_uri(), os.environ.get(_REGISTRY)
     mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
     try:
         yield uri
     finally:
         mlflow.set_tracking_uri(before)
+        mlflow.set_registry_uri(registry)
+        if registry is None:
+            # MLflow keeps the variable when the registry is set back to None, and would go on obeying it.
+            os.environ.pop(_REGISTRY, None)
 
 
 def register(model: Progression, data: DiabetesData, directory: Path, run_name: str) -> str:
