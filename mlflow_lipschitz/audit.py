@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mlflow_lipschitz import __version__
 from mlflow_lipschitz.certificates.schema import Certificates
 from mlflow_lipschitz.certify.execution import resolve_device
 from mlflow_lipschitz.engine.ir.graph import Graph
@@ -170,7 +171,9 @@ def _output_names(graph: Graph, pulled: PulledModel, policy: AuditPolicy) -> tup
 
 def _measure_options(options: AuditOptions, policy: AuditPolicy) -> MeasureOptions:
     settings: dict[str, Any] = {"chunk_size": options.chunk_size} if options.chunk_size else {}
-    return MeasureOptions(device=options.device, resume=options.resume, key=policy.digest, **settings)
+    return MeasureOptions(
+        device=options.device, resume=options.resume, key=f"{policy.digest} {__version__}", **settings
+    )
 
 
 def _certificates(
