@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,9 +75,7 @@ def measure(
         if progress:
             progress(start, len(rows), float(np.median(np.concatenate([gap_of(a) for a in done]))))
     merged = {name: np.concatenate([arrays[name] for arrays in done]) for name in done[0]}
-    for path in folder.glob("*.npz"):
-        path.unlink()
-    folder.rmdir()
+    _remove_chunks(folder)
     return merged
 
 
@@ -188,6 +187,15 @@ def counterexamples(rows: AuditedRows, question: Question, arrays: Arrays) -> tu
     return tuple(found)
 
 
+def _remove_chunks(folder: Path) -> None:
+    """Our own files only; a file that somebody else put there stays, and the folder with it."""
+    for pattern in ("*.npz", "*.partial"):
+        for path in folder.glob(pattern):
+            path.unlink()
+    with suppress(OSError):
+        folder.rmdir()
+
+
 def _finished(path: Path, key: str) -> Arrays | None:
     if not path.is_file():
         return None
@@ -196,7 +204,7 @@ def _finished(path: Path, key: str) -> Arrays | None:
 
 
 def _key(graph: Graph, rows: AuditedRows, extra: str) -> str:
-    digest = hashlib.sha256(f"{graph.content_hash()} {extra} {rows.points.shape}".encode())
+    digest = hashlib.sha256(f"{graph.content_hash()} {extra} {rows.points.shape} {rows.feature_names}".encode())
     digest.update(np.ascontiguousarray(rows.points).tobytes())
     digest.update(np.ascontiguousarray(rows.scale).tobytes())
     return digest.hexdigest()

@@ -138,6 +138,15 @@ def test_chunks_give_what_one_pass_gives(tmp_path: Path) -> None:
     assert not (tmp_path / "b" / "chunks").exists()
 
 
+def test_leftovers_of_a_killed_audit_do_not_disturb(tmp_path: Path) -> None:
+    folder = tmp_path / "chunks"
+    folder.mkdir()
+    (folder / "00000000.partial").write_bytes(b"half a file")
+    (folder / "notes.txt").write_text("not ours")
+    measure(kink(), rows((1.0, 2.0)), question(), tmp_path, MeasureOptions())
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
 def interrupted(given: AuditedRows, directory: Path, key: str = "k") -> None:
     def stop(done: int, total: int, gap: float) -> None:
         if done >= 4:
