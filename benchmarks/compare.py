@@ -21,14 +21,16 @@ from typing import Any
 from tests.reference_cases import reference_cases
 
 REPEATS = 5
-HEADER = f"{'network, radius':34} {'tightness':>9} {'interval':>8} {'ms/point':>9} {'reference':>9} {'speed':>6} {'MiB':>6}"
+HEADER = (
+    f"{'network, radius':34} {'tightness':>9} {'interval':>8} {'ms/point':>9} {'reference':>9} {'speed':>6} {'MiB':>6}"
+)
 
 
 def measure(index: int, device: str) -> dict[str, Any]:
     """Bounds, CPU seconds a point and peak memory of one reference row, in this process."""
     import torch
 
-    from mlflow_lipschitz.certify.execution import rigorous_arithmetic
+    from mlflow_lipschitz.certify.execution import default_chunk_size, rigorous_arithmetic
     from mlflow_lipschitz.certify.lipschitz import DUAL_NORMS, lipschitz_upper
     from mlflow_lipschitz.engine.domains.region import Box
 
@@ -37,12 +39,13 @@ def measure(index: int, device: str) -> dict[str, Any]:
     graph, points = case.graph, case.points
     objectives = torch.eye(graph.output_shape[0], dtype=torch.float64)[None].to(device)
     box = Box.around(points, case.radius).to(torch.device(device))
+    chunk_size = default_chunk_size(torch.device(device), graph)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = []
     with rigorous_arithmetic():
         for _ in range(REPEATS + 1):
             started = time.process_time() if device == "cpu" else time.perf_counter()
-            upper = lipschitz_upper(graph, box, objectives, DUAL_NORMS["linf"], None, 4096 if device == "cpu" else 1 << 18).cpu()
+            upper = lipschitz_upper(graph, box, objectives, DUAL_NORMS["linf"], None, chunk_size).cpu()
             seconds.append((time.process_time() if device == "cpu" else time.perf_counter()) - started)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {

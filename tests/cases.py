@@ -39,6 +39,17 @@ def _around(middle: Callable[[np.random.Generator, GraphBuilder, int], int], sha
     return build
 
 
+def _tail(middle: Callable[[np.random.Generator, GraphBuilder, int], int]) -> Build:
+    """As `_around`, with the operator as the last one."""
+
+    def build(rng: np.random.Generator) -> Graph:
+        builder = GraphBuilder()
+        mixed = builder.add(linear(rng, 3, 4), builder.add(ops.Input((3,))))
+        return builder.build(middle(rng, builder, mixed))
+
+    return build
+
+
 def _one(make: Callable[[np.random.Generator, tuple[int, ...]], ops.Op], shape: tuple[int, ...] = (3,)) -> Build:
     return _around(lambda rng, builder, x: builder.add(make(rng, builder.shape(x)), x), shape)
 
@@ -51,6 +62,14 @@ def _residual(rng: np.random.Generator, builder: GraphBuilder, x: int) -> int:
     size = builder.shape(x)[-1]
     inner = builder.add(linear(rng, size, size), builder.add(ops.Elementwise("relu"), x))
     return builder.add(ops.Add(), x, inner)
+
+
+def _two_heads(rng: np.random.Generator, builder: GraphBuilder, x: int) -> int:
+    # Two affine ways to the output: in the Jacobian, nodes that depend on the objective alone meet in an Add.
+    size = builder.shape(x)[-1]
+    hidden = builder.add(ops.Elementwise("relu"), x)
+    heads = [builder.add(linear(rng, size, 2), hidden) for _ in range(2)]
+    return builder.add(ops.Add(), *heads)
 
 
 def _concat(rng: np.random.Generator, builder: GraphBuilder, x: int) -> int:
@@ -98,6 +117,7 @@ CASES: dict[str, Build] = {
     "scale_shift": _one(lambda rng, shape: ops.ScaleShift(coarse(rng, *shape), coarse(rng, *shape))),
     "scale": _one(lambda rng, shape: ops.ScaleShift(scale=coarse(rng, 1))),
     "add (residual)": _around(_residual),
+    "add (two heads)": _tail(_two_heads),
     "multiply": _around(_multiply),
     "multiply, one operand followed": _around(_kinked_multiply),
     "reshape": _one(lambda rng, shape: ops.Reshape((4, 1))),
@@ -108,7 +128,7 @@ CASES: dict[str, Build] = {
     "pad": _one(lambda rng, shape: ops.Pad(((1, 2),), value=-0.25)),
     "concat": _around(_concat),
     "relu": _curve("relu"),
-    "leaky_relu": _curve("leaky_relu", 0.25),
+    "leaky_relu": _curve("leaky_relu", 0.01),  # not a float32: a slope rounded on the way would show
     "leaky_relu, negative slope": _curve("leaky_relu", -0.5),
     "leaky_relu, steep": _curve("leaky_relu", 1.75),
     "abs": _curve("abs"),

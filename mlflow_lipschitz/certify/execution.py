@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,13 +10,15 @@ from typing import TypeVar
 
 import torch
 
+from mlflow_lipschitz.engine.ir.graph import Graph
 from mlflow_lipschitz.errors import UsageError
 
 T = TypeVar("T")
 
-# Linear forms in flight. On a CPU as many as stay in the cache; on a GPU enough to fill it.
-_CPU_CHUNK = 4096
-_CUDA_CHUNK = 1 << 18
+# Float64 numbers in one tensor of linear forms. On a CPU what stays in the cache; on a GPU what fills it.
+_CPU_ENTRIES = 1 << 18
+_CUDA_ENTRIES = 1 << 26
+_ROWS = (8, 1 << 20)  # at least, at most
 
 
 def resolve_device(device: str) -> torch.device:
@@ -33,8 +36,11 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def default_chunk_size(device: torch.device) -> int:
-    return _CUDA_CHUNK if device.type == "cuda" else _CPU_CHUNK
+def default_chunk_size(device: torch.device, graph: Graph) -> int:
+    """Linear forms in flight, so that the widest node's coefficients fit the device."""
+    entries = _CUDA_ENTRIES if device.type == "cuda" else _CPU_ENTRIES
+    widest = max(math.prod(node.shape) for node in graph.nodes)
+    return min(max(entries // max(1, widest), _ROWS[0]), _ROWS[1])
 
 
 def portions(total: int, size: int) -> Iterator[tuple[int, int]]:

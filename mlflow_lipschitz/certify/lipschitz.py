@@ -109,10 +109,10 @@ def certify_lipschitz(  # noqa: PLR0913 — the contract's signature
         raise UsageError(f"norm={norm!r}: choose one of {', '.join(DUAL_NORMS)}")
     place = resolve_device(device)
     count = check_points(graph, points, region)
-    objectives, names = cotangents(math.prod(graph.output_shape), outputs, labels)
+    objectives, names = cotangents(math.prod(graph.output_shape), outputs, count, labels)
     dual = DUAL_NORMS[norm]
     problem = Problem.of(_norm_graph(graph, dual, feature_scale), region, objectives, place)
-    size = chunk_size or default_chunk_size(place)
+    size = chunk_size or default_chunk_size(place, graph)
     with rigorous_arithmetic():
         upper, lower, seconds = halving(size, lambda chunk: _in_portions(problem, dual, count, chunk))
     status = np.where(np.isfinite(upper), "certified", "undecided")
@@ -126,6 +126,8 @@ def check_points(graph: Graph, points: Any, region: Region) -> int:
         raise InvalidRegion(
             f"points {shape} and region {tuple(region.box.lower.shape)} must both be (points, *{graph.input_shape})"
         )
+    if shape[0] == 0:
+        raise InvalidRegion("there are no points")
     return shape[0]
 
 

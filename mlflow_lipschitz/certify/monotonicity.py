@@ -30,6 +30,8 @@ from mlflow_lipschitz.engine.propagation.problem import Problem
 from mlflow_lipschitz.engine.transforms.objectives import gradient_graph, signed_entry
 from mlflow_lipschitz.errors import UsageError
 
+_SEARCHED_TOGETHER = 256  # points; bounds the memory of a search
+
 DIRECTIONS = {"increasing": 1.0, "decreasing": -1.0}
 
 
@@ -91,9 +93,9 @@ def certify_monotonicity(
     """
     place = resolve_device(device)
     count = check_points(graph, points, region)
-    objective, _ = cotangents(math.prod(graph.output_shape), output)
+    objective, _ = cotangents(math.prod(graph.output_shape), output, count)
     problem = Problem.of(gradient_graph(graph), region, objective, place)
-    size = chunk_size or default_chunk_size(place)
+    size = chunk_size or default_chunk_size(place, graph)
     with rigorous_arithmetic():
         ends = halving(size, lambda chunk: _in_portions(problem, count, chunk))
     lower, upper, attained_lower, attained_upper = (end.reshape(count, *graph.input_shape) for end in ends)
@@ -119,15 +121,18 @@ def find_violation(
         raise UsageError(f"feature {feature} is not an index of an input of shape {graph.input_shape}")
     count = check_points(graph, points, region)
     sign = DIRECTIONS[direction]
-    objective, _ = cotangents(math.prod(graph.output_shape), output)
+    objective, _ = cotangents(math.prod(graph.output_shape), output, count)
     wrong = signed_entry(gradient_graph(graph), feature, -sign)
     problem = Problem.of(wrong, region, objective)
+    slopes, points_found = [], []
     with rigorous_arithmetic():
-        x = ascend(problem, rounds=12)
-        slope = enclose_at(problem, x[None]).lower[0, :, 0, 0]
-    found = (slope > 0).numpy()
-    derivative = np.where(found, -sign * slope.numpy(), 0.0)
-    return Violation(found, x[:, 0].reshape(count, *graph.input_shape).numpy(), derivative)
+        for first, last in portions(count, _SEARCHED_TOGETHER):
+            part = problem.with_rows(first, last)
+            x = ascend(part, rounds=12)
+            slopes.append(enclose_at(part, x[None]).lower[0, :, 0, 0].numpy())
+            points_found.append(x[:, 0].numpy())
+    slope = np.concatenate(slopes)
+    return Violation(slope > 0, np.concatenate(points_found), np.where(slope > 0, -sign * slope, 0.0))
 
 
 def _in_portions(problem: Problem, count: int, chunk_size: int) -> tuple[np.ndarray, ...]:

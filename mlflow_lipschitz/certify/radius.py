@@ -92,17 +92,14 @@ def certified_radius(  # noqa: PLR0913 — the contract's signature
     place = resolve_device(device)
     flat = flat_output(graph)
     center = torch.as_tensor(np.array(points), dtype=torch.float64)
-    if tuple(center.shape[1:]) != graph.input_shape:
-        raise InvalidRegion(f"points {tuple(center.shape)} must be (points, *{graph.input_shape})")
-    ball = _Ball(center, _unit(center, feature_scale), norm, domain)
-    rows = _margin_rows(flat.output_shape[0], labels).to(place)
+    if tuple(center.shape[1:]) != graph.input_shape or len(center) == 0:
+        raise InvalidRegion(f"points {tuple(center.shape)} must be (points, *{graph.input_shape}), at least one")
+    ball = _Ball(center, _unit(center, feature_scale, max_radius), norm, domain)
+    rows = _margin_rows(flat.output_shape[0], len(center), labels).to(place)
     problem = Problem.of(flat, ball.region(torch.zeros(center.shape[0])), None, place)
-    size = chunk_size or default_chunk_size(place)
+    size = chunk_size or default_chunk_size(place, graph)
     with rigorous_arithmetic():
-        radius, margin = halving(size, lambda chunk: _in_portions(problem, ball, rows, max_radius, chunk))
-    # Margin rows are bounded from below; only a bound from above can show that the label is wrong.
-    with rigorous_arithmetic():
-        wrong = (-_margin_lower(problem, -rows, Refinement(size)) <= 0).any(-1).cpu().numpy()
+        radius, margin, wrong = halving(size, lambda chunk: _in_portions(problem, ball, rows, max_radius, chunk))
     status = np.where(radius > 0, "certified", np.where(wrong, "violated", "undecided"))
     return RadiusCertificate(radius, margin, status, norm)
 
@@ -129,28 +126,28 @@ class _Ball:
         return LpBall(center, reach, 2 if self.norm == "l2" else 1, self.domain)
 
 
-def _unit(center: Tensor, feature_scale: Any) -> Tensor:
+def _unit(center: Tensor, feature_scale: Any, max_radius: float) -> Tensor:
     if feature_scale is None:
         return torch.ones_like(center)
     scale = torch.as_tensor(np.array(feature_scale), dtype=torch.float64)
-    if not bool((scale.isfinite() & (scale >= 0)).all()):
-        raise UsageError("feature_scale must be finite and not negative")
+    if not bool(((scale * max_radius).isfinite() & (scale >= 0)).all()):
+        raise UsageError("feature_scale must not be negative, and feature_scale times max_radius must be finite")
     return torch.broadcast_to(scale, center.shape[1:]).expand(center.shape)
 
 
-def _margin_rows(size: int, labels: Any) -> Tensor:
+def _margin_rows(size: int, points: int, labels: Any) -> Tensor:
     """(points, 1, margins, outputs): rows whose products with the output must all stay positive."""
     if size == 1:
-        sign = 2.0 * checked_labels(labels, 2).to(torch.float64) - 1.0
+        sign = 2.0 * checked_labels(labels, points, 2).to(torch.float64) - 1.0
         return sign[:, None, None, None]
-    return margins(size, "margin", labels)[:, None]
+    return margins(size, points, labels)[:, None]
 
 
 def _in_portions(
     problem: Problem, ball: _Ball, rows: Tensor, max_radius: float, chunk_size: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     count = ball.center.shape[0]
-    radius, margin = np.zeros(count), np.full(count, -np.inf)
+    radius, margin, wrong = np.zeros(count), np.full(count, -np.inf), np.zeros(count, dtype=bool)
     refinement = Refinement(chunk_size)
     for first, last in portions(count, max(1, chunk_size // (8 * _GRID))):
         part, own_rows = problem.with_rows(first, last), rows[first:last]
@@ -160,7 +157,9 @@ def _in_portions(
         by_slope = partial(_safe_by_lipschitz, part, ball.rows(first, last), own_rows, at_center, refinement)
         best = torch.maximum(best, _stretched(by_slope, best, max_radius))
         radius[first:last], margin[first:last] = best.numpy(), at_center.amin(-1).cpu().numpy()
-    return radius, margin
+        # Margins are bounded from below; only a bound from above can show that the label is wrong.
+        wrong[first:last] = (-_margin_lower(part, -own_rows, refinement) <= 0).any(-1).cpu().numpy()
+    return radius, margin, wrong
 
 
 def _safe_by_margin(problem: Problem, ball: _Ball, rows: Tensor, refinement: Refinement, radii: Tensor) -> Tensor:

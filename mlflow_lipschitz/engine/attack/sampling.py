@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mlflow_lipschitz.engine.domains.region import Box, Region
+from mlflow_lipschitz.engine.domains.region import Box, LpBall, Region
+from mlflow_lipschitz.engine.domains.rounding import gamma
 
-# Keeps a point of a ball inside it although its norm was computed with rounding.
+# Where points are pulled to; the floats that come out are checked again.
 _INSIDE = 1 - 1e-9
 
 
@@ -17,7 +18,7 @@ def sample(region: Region, count: int, generator: torch.Generator) -> Tensor:
     t = torch.rand((count, *box.lower.shape), generator=generator, dtype=torch.float64).to(box.lower.device)
     t[1::2] = t[1::2].round()
     t[0] = 0.5
-    points = torch.lerp(box.lower, box.upper, t)
+    points = box.lower * (1 - t) + box.upper * t
     if isinstance(region, Box):
         return clip(region, points)
     points[0] = region.center
@@ -36,4 +37,12 @@ def clip(region: Region, points: Tensor) -> Tensor:
     shrink = (_INSIDE / norm.clamp(min=_INSIDE)).reshape(*norm.shape, *(1,) * (points.dim() - 2))
     # A ball's box contains its center, so shrinking towards the center stays in the box.
     pulled = torch.where(norm.reshape(shrink.shape) > _INSIDE, region.center + offset * shrink, inside)
-    return torch.minimum(torch.maximum(pulled, box.lower), box.upper)
+    pulled = torch.minimum(torch.maximum(pulled, box.lower), box.upper)
+    return torch.where(_surely_in_ball(region, pulled).reshape(shrink.shape), pulled, region.center)
+
+
+def _surely_in_ball(ball: LpBall, points: Tensor) -> Tensor:
+    """(samples, points): whether the norm of the floats that came out is at most 1 with its rounding added."""
+    relative = torch.where(ball.radius > 0, (points - ball.center).abs() / ball.radius, 0.0).flatten(2)
+    norm = torch.linalg.vector_norm(relative, ord=ball.norm, dim=-1)
+    return norm * (1 + gamma(4 * relative.shape[-1] + 16)) <= 1

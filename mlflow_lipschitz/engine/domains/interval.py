@@ -18,6 +18,8 @@ class Interval:
     @staticmethod
     def enclosing(lower: Tensor, upper: Tensor) -> Interval:
         """An interval in which NaN (∞ − ∞, 0 · ∞) means: nothing is known on that side."""
+        # A single precision number anywhere would have been rounded, and not outward.
+        assert lower.dtype == upper.dtype == torch.float64
         return Interval(
             torch.where(lower.isnan(), -torch.inf, lower),
             torch.where(upper.isnan(), torch.inf, upper),

@@ -45,6 +45,9 @@ class Box:
     def around(points: Array, radius: Array, domain: tuple[Array, Array] | None = None) -> Box:
         """The ℓ∞ ball: every float64 rounding goes outward, and radius 0 is exactly the point.
 
+        The region is the resulting box of float64 ends, which contains the ball and exceeds it by at most one unit in the last
+        place at each end; attained values may lie in that margin.
+
         Args:
             points: (points, *input shape).
             radius: a number, or an array that broadcasts to the points.
@@ -83,7 +86,7 @@ class Box:
         low, high = self.lower[:, None, None], self.upper[:, None, None]
         size = coeffs.abs()
         # Center and half width round as well, by at most one unit each of the reach that `spread` weighs.
-        value = _dot(coeffs, (low + high) / 2) + _dot(size, (high - low) / 2)
+        value = _dot(coeffs, low / 2 + high / 2) + _dot(size, high / 2 - low / 2)
         spread = _dot(size, torch.maximum(low.abs(), high.abs()))
         return value + error_bound(spread, 2 * coeffs.shape[3:].numel() + 8) + 2.0**-960
 
@@ -128,9 +131,12 @@ class LpBall:
         a = coeffs.flatten(3)
         center, reach = self.center.flatten(1)[:, None, :, None], self.radius.flatten(1)[:, None, None, :]
         weighted = (a * reach).abs()
-        dual = weighted.amax(-1) if self.norm == 1 else torch.linalg.vector_norm(weighted, dim=-1)
+        largest = weighted.amax(-1)
+        # Scaled by the largest entry, no square underflows that matters.
+        scaled = weighted / torch.where(largest > 0, largest, 1.0)[..., None]
+        dual = largest if self.norm == 1 else largest * torch.linalg.vector_norm(scaled, dim=-1)
         size = (a.abs() @ center.abs()).squeeze(-1) + weighted.sum(-1)
-        ball = (a @ center).squeeze(-1) + dual + error_bound(size, 2 * a.shape[-1] + 8) + 2.0**-960
+        ball = (a @ center).squeeze(-1) + dual + error_bound(size, 2 * a.shape[-1] + 16) + 2.0**-960
         return torch.minimum(ball, self.box.support(coeffs))
 
     def _with(self, center: Tensor, radius: Tensor, box: Box) -> LpBall:

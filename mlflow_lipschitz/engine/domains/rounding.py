@@ -49,7 +49,7 @@ def underflow_guard(smallest_weight: Tensor, *values: Tensor) -> Tensor:
         risky = smallest * smallest_weight < 2.0**-900
         guard = risky if guard is None else guard | risky
     assert guard is not None
-    return (guard * _UNDERFLOW).reshape(*guard.shape, *(1,) * (values[0].dim() - 2))
+    return (guard.to(torch.float64) * _UNDERFLOW).reshape(*guard.shape, *(1,) * (values[0].dim() - 2))
 
 
 def next_up(value: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ from mlflow_lipschitz.engine.propagation.problem import Problem
 from mlflow_lipschitz.engine.rules.registry import rule_for
 from mlflow_lipschitz.engine.rules.relaxation import Relaxation
 
-# A coefficient that underflowed is off by less than this; it multiplies magnitudes, like any other coefficient error.
-_UNDERFLOW = 2.0**-900
+# For sums that may underflow to zero altogether; far above n · 2⁻¹⁰⁷⁴ for any n that fits into memory.
+_UNDERFLOW = 2.0**-960
 
 
 class _Form(NamedTuple):
@@ -72,18 +72,19 @@ def upper_bounds(problem: Problem, bounds: Sequence[NodeBounds], target: int, co
             total, error = total + value, error + slack
             continue
         known = bounds[index]
-        assert known.magnitude is not None
+        assert known.magnitude is not None and known.underflow is not None
         shapes = tuple(nodes[i].shape for i in node.inputs)
         terms = rule_for(node.op).rounding_terms(node.op, shapes) + form.coeffs.shape[3:].numel() + len(nodes)
         step = _step(problem, known, index, form)
-        error = error + (step.norm + _UNDERFLOW) * known.magnitude[:, :, None] * gamma(terms)
+        error = error + step.norm * known.magnitude[:, :, None] * gamma(terms) + known.underflow[:, :, None]
         total = total if step.offset is None else total + step.offset
         for source, passed in step.passed:
             pending[source] = passed if source not in pending else pending[source].plus(passed)
     # The last additions round as well; both factors of (1 + 2⁻⁴⁰) cover them, as |total| and error bound their terms.
     bound = total + error * (1 + 2.0**-20)
     assert isinstance(bound, Tensor)
-    return torch.where(bound.isnan(), torch.inf, bound)
+    # −∞ is no upper bound of a finite value either: something overflowed on the way.
+    return torch.where(bound.isfinite(), bound, torch.inf)
 
 
 def _step(problem: Problem, known: NodeBounds, index: int, form: _Form) -> _Step:

@@ -15,12 +15,14 @@ class NodeBounds:
     """`interval` is (points, 1 or objectives, *shape).
 
     `relaxation` encloses a nonlinear op by lines; `magnitude` (points, 1 or objectives) bounds the absolute terms that a backward
-    step through the op adds up, for the rounding error. Both None where no linear form passes through the node.
+    step through the op adds up, for the rounding error; `underflow` (points, 1 or objectives) bounds what coefficients that
+    underflow in that step may lose. All None where no linear form passes through the node.
     """
 
     interval: Interval
     relaxation: Relaxation | None = None
     magnitude: Tensor | None = None
+    underflow: Tensor | None = None
 
     def with_interval(self, interval: Interval) -> NodeBounds:
         return replace(self, interval=interval)

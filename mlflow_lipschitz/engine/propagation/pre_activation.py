@@ -22,6 +22,9 @@ from mlflow_lipschitz.engine.propagation.problem import Problem
 from mlflow_lipschitz.engine.rules.affine_maps import affine_map, is_affine_map
 from mlflow_lipschitz.engine.rules.registry import SOURCES, rule_for
 
+# Each coefficient is off by at most its number of products times 2⁻¹⁰⁷⁴ where they underflow; this covers 2⁷⁴ of them.
+_COEFFICIENT = 2.0**-1000
+
 
 @dataclass(frozen=True)
 class Refinement:
@@ -74,15 +77,17 @@ def _bound_node(problem: Problem, bounds: Sequence[NodeBounds], index: int, *, p
     if not passes:
         return NodeBounds(interval)
     relaxation = rule.relaxation(node.op, *inputs)
+    reach = [x.magnitude.flatten(2).amax(-1) for x in inputs]
+    underflow = _COEFFICIENT * (1 + sum(reach[1:], reach[0]))
     if relaxation is None:
-        return NodeBounds(interval, None, rule.magnitude(node.op, weights, *inputs))
-    return NodeBounds(interval, relaxation, relaxation.magnitude(*inputs))
+        return NodeBounds(interval, None, rule.magnitude(node.op, weights, *inputs), underflow)
+    return NodeBounds(interval, relaxation, relaxation.magnitude(*inputs), underflow)
 
 
 def _refined(
     problem: Problem, bounds: Sequence[NodeBounds], target: int, mask: Tensor, refinement: Refinement
 ) -> Interval:
-    known = bounds[target].interval
+    known = _per_point(bounds[target].interval, mask.shape[0])
     wanted = mask.flatten(2)
     if known.lower.shape[1] == 1:
         wanted = wanted.any(1, keepdim=True)
@@ -102,6 +107,12 @@ def _refined(
         upper = upper.scatter(2, place, torch.minimum(upper.gather(2, place), high))
         lower = lower.scatter(2, place, torch.maximum(lower.gather(2, place), low))
     return Interval(lower.reshape(known.lower.shape), upper.reshape(known.upper.shape))
+
+
+def _per_point(interval: Interval, points: int) -> Interval:
+    """The interval with a row per point: a function of the objective alone has one for all."""
+    shape = (max(points, interval.lower.shape[0]), *interval.lower.shape[1:])
+    return Interval(interval.lower.expand(shape), interval.upper.expand(shape))
 
 
 def _rows(wanted: Tensor, widest: int) -> Tensor:

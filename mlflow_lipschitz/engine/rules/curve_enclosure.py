@@ -138,6 +138,6 @@ def _ends_of_value(facts: CurveFacts, parameters: Parameters, z: Tensor) -> tupl
     if facts.ulps == 0:
         return low, high
     # A value that underflowed to zero is not zero, unless z itself is.
-    slack = torch.where(z == 0, 0.0, _UNDERFLOW)
+    slack = torch.where(z == 0, 0.0, torch.full_like(z, _UNDERFLOW))
     widen = 2 * facts.ulps * _ULP
     return low - widen * low.abs() - slack, high + widen * high.abs() + slack

@@ -46,8 +46,13 @@ class CurveFacts:
         return any(self.curvature)
 
 
+def _choose(z: Tensor, below: float, at_zero: float, above: float) -> Tensor:
+    # Of two Python numbers torch.where makes float32; of tensors of z's type it does not.
+    return torch.where(z > 0, torch.full_like(z, above), torch.where(z < 0, torch.full_like(z, below), at_zero))
+
+
 def _step(z: Tensor, left: float, right: float) -> Tensor:
-    return torch.where(z > 0, right, torch.where(z < 0, left, (left + right) / 2))
+    return _choose(z, left, (left + right) / 2, right)
 
 
 def _logistic_product(z: Tensor) -> Tensor:
@@ -73,7 +78,7 @@ CURVES: dict[str, CurveFacts] = {
     ),
     "leaky_relu": CurveFacts(
         value=lambda z, a: torch.where(z > 0, z, a * z),
-        slope=lambda z, a: torch.where(z > 0, 1.0, a).to(z.dtype),
+        slope=lambda z, a: _choose(z, a, a, 1.0),
         derivative=lambda parameters: ("step", (parameters[0], 1.0)),
         breakpoints=(0.0,),
         curvature=(0, 0),
@@ -95,8 +100,8 @@ CURVES: dict[str, CurveFacts] = {
         breakpoints=(0.0,),
         curvature=(0, 0),
         stationary=(0.0,),
-        lowest=lambda z, left, right: torch.where(z == 0, min(left, right), _step(z, left, right)),
-        highest=lambda z, left, right: torch.where(z == 0, max(left, right), _step(z, left, right)),
+        lowest=lambda z, left, right: _choose(z, left, min(left, right), right),
+        highest=lambda z, left, right: _choose(z, left, max(left, right), right),
     ),
     "tanh": CurveFacts(
         value=torch.tanh,
