@@ -1,4 +1,4 @@
-"""Search for points where a scalar of the gradient is large: gradient ascent, and random moves where its gradient is zero.
+"""Search for points where a scalar of the gradient is large: gradient-norm ascent, through softened kinks, and random moves.
 
 What is found is *attained*: a lower bound of the supremum. It tells how tight an upper bound is and can disprove a claim;
 it can never prove one.
@@ -17,10 +17,12 @@ from mlflow_lipschitz.engine.domains.region import Box
 from mlflow_lipschitz.engine.propagation.interpreter import run
 from mlflow_lipschitz.engine.propagation.pre_activation import bound_nodes
 from mlflow_lipschitz.engine.propagation.problem import Problem
+from mlflow_lipschitz.engine.transforms.smoothing import has_jumps, smoothed
 
 _STARTS = 16
 _SHARES = (0.5, 0.25, 0.1, 0.1, 0.05, 0.05)  # of the coordinates that one move changes
 _ROUNDS = 6
+_WIDTHS = (0.02, 0.1, 0.5)  # of the sigmoids that stand for the kinks' derivatives
 
 
 def ascend(problem: Problem, *, rounds: int = _ROUNDS, seed: int = 0) -> Tensor:
@@ -31,9 +33,11 @@ def ascend(problem: Problem, *, rounds: int = _ROUNDS, seed: int = 0) -> Tensor:
     """
     generator = torch.Generator().manual_seed(seed)
     starts = sample(problem.region, _STARTS, generator)[:, :, None]
+    slopes = [problem] + [problem.with_graph(smoothed(problem.graph, w)) for w in _WIDTHS if has_jumps(problem.graph)]
     x, best = _best(problem, starts.expand(*starts.shape[:2], problem.objectives, *starts.shape[3:]))
     for _ in range(rounds):
-        tried = torch.cat([x[None], *_uphill(problem, x), _moved(problem, x, generator)])
+        uphill = [step for slope in slopes for step in _uphill(slope, x)]
+        tried = torch.cat([x[None], *uphill, _moved(problem, x, generator)])
         candidate, value = _best(problem, tried)
         x, best = torch.where(_as(value > best, x), candidate, x), torch.maximum(best, value)
     return x
@@ -88,7 +92,7 @@ def _as(values: Tensor, x: Tensor) -> Tensor:
 
 
 def _uphill(problem: Problem, x: Tensor) -> list[Tensor]:
-    """Steps along the sign of the value's gradient; none for a piecewise linear network, whose gradient's gradient is zero."""
+    """Steps along the sign of the value's gradient; none where the value does not depend on the point."""
     with torch.enable_grad():
         leaf = x.detach().clone().requires_grad_()
         value = run(problem.graph, problem.weights, leaf, problem.cotangent)

@@ -47,6 +47,9 @@ class Problem:
     def with_region(self, region: Region) -> Problem:
         return replace(self, region=region)
 
+    def with_graph(self, graph: Graph) -> Problem:
+        return replace(self, graph=graph, weights=weights_of(graph, self.device))
+
     @property
     def device(self) -> torch.device:
         return self.region.box.lower.device
