@@ -36,20 +36,26 @@ def optimized_upper_bounds(
     leaves = [torch.full_like(tensor, _START).requires_grad_() for pair in slopes.values() for tensor in pair]
     optimizer = torch.optim.Adam(leaves, lr=_RATE, betas=_MOMENTUM)
     chosen = dict(zip(slopes, zip(leaves[::2], leaves[1::2], strict=True), strict=True))
-    for _ in range(steps):
-        with torch.enable_grad():
+    for step in range(steps):
+        last = step == steps - 1
+        with torch.set_grad_enabled(not last):
             bound = upper_bounds(problem, _with_slopes(problem.graph, bounds, chosen), target, coeffs)
-            bound.sum().backward()  # points and objectives do not share slopes, so the sum separates
         best = torch.minimum(best, bound.detach())
-        for leaf in leaves:
-            if leaf.grad is not None:  # a slope the target does not depend on has none
-                leaf.grad.nan_to_num_(0.0, 0.0, 0.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        with torch.no_grad():
-            for leaf in leaves:
-                leaf.clamp_(0.0, 1.0)
+        if not last:
+            bound.backward(torch.ones_like(bound))  # points and objectives share no slopes, so their sum separates
+            _improve(optimizer, leaves)
     return best
+
+
+def _improve(optimizer: torch.optim.Optimizer, leaves: list[Tensor]) -> None:
+    for leaf in leaves:
+        if leaf.grad is not None:  # a slope the target does not depend on has none
+            leaf.grad.nan_to_num_(0.0, 0.0, 0.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    with torch.no_grad():
+        for leaf in leaves:
+            leaf.clamp_(0.0, 1.0)
 
 
 def _free_slopes(graph: Graph, bounds: Sequence[NodeBounds]) -> Slopes:

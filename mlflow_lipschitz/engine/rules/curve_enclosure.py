@@ -17,7 +17,8 @@ from mlflow_lipschitz.engine.rules.curve_facts import CurveFacts, Parameters
 from mlflow_lipschitz.engine.rules.relaxation import Relaxation
 
 _ULP = 2.0**-52
-_BISECTIONS = 9  # tightness only: an inexact tangent point costs the square of its error
+# Tightness only: an inexact tangent point costs the square of its error, an inexact slope the error itself.
+_PEAK_BISECTIONS, _SLOPE_BISECTIONS = 6, 9
 _UNDERFLOW = 2.0**-960
 
 
@@ -76,7 +77,7 @@ def _tangent_slopes(facts: CurveFacts, parameters: Parameters, z: Interval, side
     """Slopes of the lines through each end of the curve that touch it: where f(t) − f(end) = f′(t)(t − end)."""
     near, far = torch.stack([z.lower, z.upper]), torch.stack([z.upper, z.lower])
     fixed, value = near, facts.value(near, *parameters)
-    for _ in range(_BISECTIONS):
+    for _ in range(_SLOPE_BISECTIONS):
         t = near + (far - near) / 2
         # How far the tangent at t passes above the fixed end; the sought t leaves no room.
         room = side * (facts.value(t, *parameters) + facts.slope(t, *parameters) * (fixed - t) - value)
@@ -113,7 +114,7 @@ def _tangent_peak(
     """Bound of side·f − slope·z on a piece where side·f is concave, by the tangent where side·f′ ≈ slope."""
     low, high = piece
     near, far = torch.broadcast_to(low, slope.shape), torch.broadcast_to(high, slope.shape)
-    for _ in range(_BISECTIONS):
+    for _ in range(_PEAK_BISECTIONS):
         t = near + (far - near) / 2
         rising = side * facts.slope(t, *parameters) > slope
         near, far = torch.where(rising, t, near), torch.where(rising, far, t)
