@@ -118,7 +118,8 @@ def _monotone(check: Monotone, table: BoundsTable, _: Observed) -> Finding:
     rows = _Rows(proved, wrong, sign, met)
     finding = _by_rows(table, rows, check.mostly, check.mostly, "")
     left = count - int(np.sum(proved))
-    message = f"{name} proved {check.direction} on {count - left} of {count} rows (at least {check.mostly:g} wanted)"
+    wanted = "all wanted" if check.mostly == 1 else f"at least {check.mostly:g} of them wanted"
+    message = f"{name} proved {check.direction} on {count - left} of {count} rows ({wanted})"
     if left:
         kind = "wrong direction met" if rows.disproved[_row(table, finding)] else "direction not proved"
         message += f"; row {finding.worst_point_id}: {kind}"

@@ -24,6 +24,8 @@ h1{font-size:18px;border-left:6px solid;padding-left:10px}h2{font-size:15px;marg
 .passed,.ok{color:var(--good)}.blocked,.FAIL,.ERROR,.error{color:var(--bad)}.warn,.info{color:var(--unsure)}
 table{border-collapse:collapse;width:100%;font-size:12.5px}
 th,td{text-align:left;padding:3px 6px;border-bottom:1px solid var(--line);vertical-align:top}
+.checks td:not(:last-child),.checks th{overflow-wrap:normal;word-break:keep-all}
+.checks td:nth-child(2){overflow-wrap:anywhere;min-width:5em}
 .scroll{overflow-x:auto}svg{width:100%;height:auto;font-size:11px;fill:currentColor}
 svg line{stroke:var(--line)}svg .certified{stroke:var(--good)}svg .violated,svg .error{stroke:var(--bad)}
 svg .undecided{stroke:var(--unsure)}svg .limit{stroke-dasharray:5 4;stroke:var(--bad)}svg text.limit{stroke:none}
@@ -69,7 +71,7 @@ def _checks(content: ReportContent) -> str:
     head = "<tr><th></th><th>check</th><th>severity</th><th>observed</th><th>threshold</th><th></th></tr>"
     counts = ", ".join(f"{count} {status}" for status, count in content.status_counts.items())
     return (
-        f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>'
+        f'<div class="scroll checks"><table>{head}{"".join(rows)}</table></div>'
         f"<p>{len(content.frame)} rows: {escape(counts)}</p>"
     )
 

@@ -89,7 +89,7 @@ CASES: list[tuple[str, dict[str, Any], str, float | None, float | None, str, str
     ("type: monotone, feature: age, direction: decreasing",
      {"monotone__age": [0, -1, -1, -1], "slope_max__age": [0.5, 0.0, 0.0, 0.0]}, VIOLATED, 0.75, 1, "p0", "p0: wrong"),
     ("type: monotone, feature: age, direction: increasing, mostly: 0.75", {"monotone__age": [1, -1, 1, 1]}, CERTIFIED,
-     0.75, 0.75, "p1", "3 of 4 rows (at least 0.75 wanted)"),
+     0.75, 0.75, "p1", "3 of 4 rows (at least 0.75 of them wanted)"),
     ("type: monotone, feature: age, direction: decreasing",
      {"sensitivity_upper__age": [0.0] * 4, "sensitivity_lower__age": [0.0] * 4}, CERTIFIED, 1, 1, "p3", "4 of 4"),
     ("type: sensitivity_at_most, feature: age, max: 0.5", {}, CERTIFIED, 0.5, 0.5, "p3", "4 of 4 rows proved"),
