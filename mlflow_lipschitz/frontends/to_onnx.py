@@ -24,7 +24,7 @@ def to_onnx(model: Any, example: Any = None) -> onnx.ModelProto:
         UsageError: the model is of a kind that cannot be exported, or needs an example.
         UntrustedModel: loading the file would run code from it.
         UnsupportedOperator: its exporter cannot export it.
-        AuditError: the file cannot be read as ONNX.
+        AuditError: the file cannot be read as ONNX. RegistryError: the installed torch cannot read the .pt2 archive.
     """
     if isinstance(model, (str, os.PathLike)):
         return _from_path(Path(model), example)
@@ -53,10 +53,10 @@ def _from_path(path: Path, example: Any) -> onnx.ModelProto:
             raise AuditError(f"{path.name} cannot be read as an ONNX model: {error}") from error
         return _with_shape_of(model, example)
     if path.suffix == ".pt2":
-        from mlflow_lipschitz.frontends.pt2 import load_exported_program
         from mlflow_lipschitz.frontends.torch_export import program_to_onnx
+        from mlflow_lipschitz.safe_loading.pt2 import load_pt2
 
-        return program_to_onnx(load_exported_program(path))
+        return program_to_onnx(load_pt2(path))
     raise UntrustedModel(
         f"{path.name} is neither .onnx nor .pt2; pickled models run code when they are loaded: save the model with "
         "torch.export.save or as ONNX, or pass the model object itself"

@@ -1,6 +1,6 @@
 """The model object behind the files, and the function that answers as the deployed model does.
 
-One loader per flavor, each safe by construction (see safe_pt2 and safe_skops); MLflow's own loaders, which may run the
+One loader per flavor, each safe by construction (see the package safe_loading); MLflow's own loaders, which may run the
 model's code, are used only for a model the user declared trusted.
 """
 
@@ -16,8 +16,8 @@ import pandas as pd
 
 from mlflow_lipschitz.errors import RegistryError, UntrustedModel
 from mlflow_lipschitz.registry.mlmodel import ModelDescription, inside
-from mlflow_lipschitz.registry.safe_pt2 import load_pt2
-from mlflow_lipschitz.registry.safe_skops import load_skops
+from mlflow_lipschitz.safe_loading.pt2 import load_pt2
+from mlflow_lipschitz.safe_loading.skops import load_skops
 
 Served = Callable[[np.ndarray], np.ndarray]
 

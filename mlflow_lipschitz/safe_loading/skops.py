@@ -89,7 +89,7 @@ def _schema(path: Path) -> Any:
             if len(set(names)) != len(names):
                 raise UntrustedModel(f"the skops file {path.name} is refused: two records with one name.")
             return json.loads(archive.read("schema.json"))
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+    except (zipfile.BadZipFile, KeyError, ValueError, RecursionError) as error:
         raise UntrustedModel(f"{path.name} is refused: not a skops file ({error}).") from error
 
 

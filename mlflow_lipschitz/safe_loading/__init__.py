@@ -1,0 +1,1 @@
+"""Reading model files that can carry code, without running any of it."""
