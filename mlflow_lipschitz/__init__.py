@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mlflow_lipschitz.engine.domains.region import Box, LpBall
     from mlflow_lipschitz.frontends import trace
     from mlflow_lipschitz.policy import load_policy
-    from mlflow_lipschitz.registry.promotion import promote
+    from mlflow_lipschitz.registry.promotion import PromotionOptions, promote
 
 _ORIGINS = {
     "AuditOptions": "audit",
@@ -31,6 +31,7 @@ _ORIGINS = {
     "LpBall": "engine.domains.region",
     "trace": "frontends",
     "load_policy": "policy",
+    "PromotionOptions": "registry.promotion",
     "promote": "registry.promotion",
 }
 
@@ -39,6 +40,7 @@ __all__ = [
     "AuditResult",
     "Box",
     "LpBall",
+    "PromotionOptions",
     "audit",
     "certified_radius",
     "certify_lipschitz",

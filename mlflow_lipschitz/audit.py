@@ -25,10 +25,11 @@ from mlflow_lipschitz.gate.table import BoundsTable
 from mlflow_lipschitz.gate.verdict import Verdict, judge
 from mlflow_lipschitz.mlflow_plugin.logging import log_audit
 from mlflow_lipschitz.pipeline.artifacts import facts, write_artifacts
+from mlflow_lipschitz.pipeline.baseline import baseline_of
 from mlflow_lipschitz.pipeline.measure import Arrays, MeasureOptions, Progress, counterexamples, measure
 from mlflow_lipschitz.pipeline.question import Question, question_of
 from mlflow_lipschitz.pipeline.row_bounds import table_columns
-from mlflow_lipschitz.pipeline.tracking import audit_run, baseline_metrics
+from mlflow_lipschitz.pipeline.tracking import audit_run
 from mlflow_lipschitz.policy import AuditPolicy, load_policy
 from mlflow_lipschitz.registry.attestation import Attestation, Evidence, make_attestation
 from mlflow_lipschitz.registry.pull import PulledModel, load_model_object, pull
@@ -125,13 +126,20 @@ def audit_rows(
     outputs = _output_names(graph, pulled, policy)
     policy.bind(rows.feature_names, outputs)
     question = question_of(policy, rows, outputs)
-    baseline = baseline_metrics(policy.model.baseline, options.tracking_uri)
+    baseline = baseline_of(policy, options.tracking_uri)
     fidelity = replay(graph, onnx_model, rows.points, pulled.served)
 
     arrays = measure(graph, rows, question, directory, _measure_options(options, policy), progress)
     table = BoundsTable.from_columns(*table_columns(rows, question, arrays))
     seconds = time.perf_counter() - started
-    verdict = judge(table, policy, expected_points=len(rows), baseline=baseline, seconds_total=seconds)
+    verdict = judge(
+        table,
+        policy,
+        expected_points=len(rows),
+        baseline=baseline.bounds,
+        seconds_total=seconds,
+        no_baseline=baseline.problem,
+    )
 
     certificates = _certificates(graph, rows, question, arrays, outputs)
     described = facts(policy, question, graph.content_hash(), fidelity, certificates.method)

@@ -65,6 +65,7 @@ def audit(**options: Any) -> int:
 @click.option("--alias", help="Alias to set on the version, such as champion.")
 @click.option("--stage", help="Stage to move the version to (deprecated in MLflow).")
 @click.option("--to", "target", metavar="NAME", help="Registered model to copy the version to.")
+@click.option("--policy", type=_POLICY, help="Policy that has to have been passed; without it, any policy will do.")
 @click.option("--dry-run", is_flag=True, help="Check everything, change nothing.")
 @_tracking_uri
 def promote(**options: Any) -> int:

@@ -57,6 +57,7 @@ class PromoteRequest:
     alias: str | None = None
     stage: str | None = None
     target: str | None = None
+    policy: Path | None = None
     dry_run: bool = False
     tracking_uri: str | None = None
 
@@ -95,6 +96,7 @@ def run_audit(request: AuditRequest) -> AuditResult:
 
 def promote(request: PromoteRequest) -> int:
     """Promote one version, or say what is missing."""
+    from mlflow_lipschitz.registry.promotion import PromotionOptions
     from mlflow_lipschitz.registry.promotion import promote as run_promotion
 
     if not (request.alias or request.stage or request.target):
@@ -104,8 +106,8 @@ def promote(request: PromoteRequest) -> int:
         alias=request.alias,
         stage=request.stage,
         to=request.target,
-        dry_run=request.dry_run,
-        tracking_uri=request.tracking_uri,
+        policy=request.policy,
+        options=PromotionOptions(dry_run=request.dry_run, tracking_uri=request.tracking_uri),
     )
     click.echo(str(result))
     return PASSED

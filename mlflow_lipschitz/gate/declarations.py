@@ -35,10 +35,17 @@ class Declaration:
 
 @dataclass(frozen=True)
 class Observed:
-    """What the table cannot know: the baseline's run metrics and the measured duration in seconds, None if absent."""
+    """What the table cannot know, None if absent.
+
+    Attributes:
+        baseline: the bounds attested for the baseline.
+        seconds_total: measured duration of the audit.
+        no_baseline: why there is no baseline, and what to do about it.
+    """
 
     baseline: Mapping[str, float] | None = None
     seconds_total: float | None = None
+    no_baseline: str = ""
 
     def baseline_value(self, check: NoRegression) -> float | None:
         """The baseline's value of the check's metric; None where it is missing, negative, infinite or NaN."""

@@ -135,7 +135,8 @@ def _row(table: BoundsTable, finding: Finding) -> int:
 def _no_regression(check: NoRegression, table: BoundsTable, observed: Observed) -> Finding:
     what, baseline = REGRESSIONS[check.metric], observed.baseline_value(check)
     if baseline is None:
-        return _no_answer(f"the baseline has no finite {what.metric}, so nothing can be compared")
+        missing = f"the baseline has no finite {what.metric}, so nothing can be compared"
+        return _no_answer(observed.no_baseline or missing)
     value = column_figure(what.figure, table.columns[what.column])
     limit = regression_limit(check.metric, baseline, check.rel_tol)
     passed = is_within(check.metric, value, limit)

@@ -17,7 +17,7 @@ class Regression:
     Attributes:
         column: bounds-table column the figure is taken of.
         figure: name for `column_figure`.
-        metric: run metric that holds the baseline's value.
+        metric: the attested bound that holds the baseline's value.
         larger_is_better: the direction in which a change is an improvement.
     """
 

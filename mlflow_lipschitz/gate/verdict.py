@@ -84,6 +84,7 @@ def judge(
     expected_points: int,
     baseline: Mapping[str, float] | None = None,
     seconds_total: float | None = None,
+    no_baseline: str = "",
 ) -> Verdict:
     """Judge a bounds table by a policy.
 
@@ -91,8 +92,9 @@ def judge(
         table: the bounds.
         policy: as `load_policy` returned it.
         expected_points: how many rows were to be audited; the table must have exactly that many, and at least one.
-        baseline: the baseline audit's run metrics (`lipschitz/upper_max`, …), for no_regression checks.
+        baseline: the bounds attested for the baseline (`lipschitz/upper_max`, …), for no_regression checks.
         seconds_total: measured duration of the audit; without it the rows' seconds are summed.
+        no_baseline: why there is no baseline, for people.
 
     Raises:
         PolicyError: the policy did not come from `load_policy`: an id is used twice or a guard is missing.
@@ -100,7 +102,7 @@ def judge(
     from mlflow_lipschitz.gate import expectations  # seconds to import, so only when a verdict is asked for
 
     _check_policy(policy)
-    observed = Observed(baseline, seconds_total)
+    observed = Observed(baseline, seconds_total, no_baseline)
     suite = expectations.build_suite(policy.metadata.name, declare(policy, observed))
     problem = _row_problem(len(table), expected_points)
     if problem:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from mlflow_lipschitz.errors import LipschitzError, RegistryError
 from mlflow_lipschitz.mlflow_plugin.logging import log_failure
-from mlflow_lipschitz.registry import tags
 from mlflow_lipschitz.registry.pull import PulledModel
-from mlflow_lipschitz.registry.store import client_for, resolve, store_errors
+from mlflow_lipschitz.registry.store import client_for, store_errors
 
 
 @contextmanager
@@ -47,24 +45,6 @@ def _says_something_about_the_model(error: BaseException) -> bool:
     if isinstance(error, LipschitzError):
         return error.exit_code == LipschitzError.exit_code
     return isinstance(error, Exception)
-
-
-def baseline_metrics(uri: str | None, tracking_uri: str | None = None) -> Mapping[str, float] | None:
-    """The metrics of the latest audit of the baseline version, or None when there is no baseline or no audit of it.
-
-    None makes every `no_regression` check an error: without something to compare with, nothing is known.
-    """
-    if uri is None:
-        return None
-    client = client_for(tracking_uri)
-    try:
-        reference = resolve(uri, tracking_uri)
-        if reference.name is None or reference.version is None:
-            return None
-        run_id = client.get_model_version(reference.name, reference.version).tags.get(tags.RUN_ID)
-        return dict(client.get_run(run_id).data.metrics) if run_id else None
-    except (RegistryError, MlflowException):
-        return None
 
 
 def _end(client: MlflowClient, run_id: str, status: str) -> None:

@@ -1,8 +1,7 @@
 """Opening the door: an alias, a stage or a copy, for exactly the bytes that passed an audit.
 
-Nothing on the model version is believed. The tag `lipschitz.run_id` only says where to look; what decides is the
-attestation found there, compared with the files as they are at this moment. All checks come before the first change,
-and the alias is the last change, so a refusal or a crash leaves every alias where it was.
+Nothing on the model version is believed; see vouching.py for what is. All checks come before the first change, and the
+alias is the last change, so a refusal or a crash leaves every alias where it was.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import getpass
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,19 +17,22 @@ from pathlib import Path
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from mlflow_lipschitz.errors import AuditError, PolicyError, PromotionRefused, RegistryError, UsageError
+from mlflow_lipschitz.errors import PromotionRefused, UsageError
+from mlflow_lipschitz.policy import AuditPolicy, load_policy
 from mlflow_lipschitz.registry import tags
-from mlflow_lipschitz.registry.attestation import Attestation, check_attestation
-from mlflow_lipschitz.registry.manifest import manifest_of, sha256_of
+from mlflow_lipschitz.registry.attestation import Attestation
+from mlflow_lipschitz.registry.manifest import manifest_of
 from mlflow_lipschitz.registry.pull import fetch
 from mlflow_lipschitz.registry.store import ModelReference, client_for, store_errors
+from mlflow_lipschitz.registry.vouching import NotVouched, VouchedAudit, vouching_audit
 
 
 @dataclass(frozen=True)
 class PromotionResult:
     """What was done, or with `dry_run` what would be done.
 
-    `name` and `version` are of the version that now holds the alias or the stage: the copy, when one was made.
+    `name` and `version` are of the version that now holds the alias or the stage: the copy, when one was made. `policy`
+    is the reference (`name@version sha256:…`) of the policy that was passed.
     """
 
     name: str
@@ -39,16 +42,31 @@ class PromotionResult:
     stage: str | None
     attestation: str
     signature: str
+    policy: str
     dry_run: bool
 
     def __str__(self) -> str:
-        """One line for people."""
+        """Two lines for people. The second names the policy, for any policy opens the door unless one was asked for."""
         target = [f"alias {self.alias}"] * bool(self.alias) + [f"stage {self.stage}"] * bool(self.stage)
         done = "would be" if self.dry_run else "is now"
         place = f"{self.name} version {self.version}"
         return (
-            f"{self.source} {done} {' and '.join(target) or 'a copy'} of {place} ({self.signature} {self.attestation})"
+            f"{self.source} {done} {' and '.join(target) or 'a copy'} of {place} ({self.signature} {self.attestation})\n"
+            f"policy passed: {self.policy}"
         )
+
+
+@dataclass(frozen=True)
+class PromotionOptions:
+    """How a promotion is carried out.
+
+    Attributes:
+        dry_run: check everything, change nothing.
+        tracking_uri: MLflow store; None takes MLflow's current one.
+    """
+
+    dry_run: bool = False
+    tracking_uri: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,8 +83,8 @@ def promote(
     alias: str | None = None,
     stage: str | None = None,
     to: str | None = None,
-    dry_run: bool = False,
-    tracking_uri: str | None = None,
+    policy: str | Path | AuditPolicy | None = None,
+    options: PromotionOptions | None = None,
 ) -> PromotionResult:
     """Promote a registered version whose passed audit of exactly these files is on record.
 
@@ -74,21 +92,26 @@ def promote(
         model_uri: `models:/name/1` or `models:/name@alias`.
         alias: alias to set. stage: stage to move to (deprecated in MLflow). to: registered model to copy to;
         together with alias or stage, these go to the copy.
-        dry_run: check everything, change nothing.
+        policy: the policy that has to have been passed (a file, YAML text, or a loaded one), compared by its digest;
+        None accepts any and names it in the result.
     Raises:
+        PolicyError: `policy` cannot be read.
         PromotionRefused: with everything that is missing and the command that would supply it.
         UsageError: no target, both an alias and a stage, or a URI without name and version.
         RegistryError: the store cannot be read or written.
     """
     if bool(alias) + bool(stage) > 1 or not (alias or stage or to):
         raise UsageError("say where to: one of alias (--alias NAME) and stage (--stage NAME), or a copy (--to NAME).")
+    options = options or PromotionOptions()
+    wanted = policy if policy is None or isinstance(policy, AuditPolicy) else load_policy(policy)
+    tracking_uri = options.tracking_uri
     client = client_for(tracking_uri)
     with tempfile.TemporaryDirectory(prefix="mlflow-lipschitz-") as scratch:
         reference, path = fetch(model_uri, directory=Path(scratch), tracking_uri=tracking_uri)
         if reference.name is None or reference.version is None or not _names_a_version(model_uri):
             raise UsageError(f"{model_uri!r} is not a registered version. Use models:/NAME/VERSION.")
-        attestation = _vouching(reference, path, client, Path(scratch) / "evidence")
-    return _carry_out(_Request(alias, stage, to, dry_run), reference, attestation, client, tracking_uri)
+        vouched = _vouching(reference, path, client, Path(scratch) / "evidence", wanted)
+    return _carry_out(_Request(alias, stage, to, options.dry_run), reference, vouched, client, tracking_uri)
 
 
 def _names_a_version(uri: str) -> bool:
@@ -97,58 +120,22 @@ def _names_a_version(uri: str) -> bool:
     return path != uri and ("/" in path or "@" in path)
 
 
-def _vouching(reference: ModelReference, path: Path, client: MlflowClient, scratch: Path) -> Attestation:
-    """The attestation that vouches for the files in `path`; raises PromotionRefused when there is none."""
-    with store_errors(f"read {reference.uri}"):
-        version = client.get_model_version(reference.name, reference.version)
-    run_id = version.tags.get(tags.RUN_ID)
-    if not run_id:
-        raise _refused(reference, ["no audit is on record (the version has no tag lipschitz.run_id)"])
-    folder = _evidence(run_id, client, scratch)
-    if folder is None:
-        raise _refused(reference, [f"run {run_id} holds no {tags.ATTESTATION_FILE}"])
+def _vouching(
+    reference: ModelReference, path: Path, client: MlflowClient, scratch: Path, wanted: AuditPolicy | None
+) -> VouchedAudit:
+    """The audit that vouches for the files in `path`; raises PromotionRefused when there is none."""
     try:
-        attestation = Attestation.from_json((folder / tags.ATTESTATION_FILE).read_bytes())
-        identity = {"name": reference.name, "version": reference.version, "model_id": reference.model_id}
-        problems = [*check_attestation(attestation, manifest_of(path), identity), *_altered(attestation, folder)]
-    except (AuditError, KeyError, TypeError, AttributeError) as error:
-        raise _refused(reference, [f"the attestation cannot be used: {error}"]) from error
-    if problems:
-        raise _refused(reference, problems)
-    return attestation
+        vouched = vouching_audit(reference, path, client, scratch)
+    except NotVouched as error:
+        raise _refused(reference, error.problems) from error
+    if wanted is not None and vouched.policy.digest != wanted.digest:
+        raise _refused(
+            reference, [f"it passed {vouched.policy.reference}, and {wanted.reference} is what it has to pass"]
+        )
+    return vouched
 
 
-def _evidence(run_id: str, client: MlflowClient, scratch: Path) -> Path | None:
-    """The audit's artifacts, downloaded; None when the run, or the attestation in it, is not there."""
-    scratch.mkdir()
-    try:
-        with store_errors(f"read the evidence in run {run_id}"):
-            client.download_artifacts(run_id, tags.ARTIFACT_FOLDER, str(scratch))
-    except RegistryError:
-        return None
-    folder = scratch / tags.ARTIFACT_FOLDER
-    return folder if (folder / tags.ATTESTATION_FILE).is_file() else None
-
-
-def _altered(attestation: Attestation, folder: Path) -> list[str]:
-    """What in the evidence is no longer what was attested: the policy by its meaning, every file by its digest."""
-    from mlflow_lipschitz.policy import load_policy
-
-    problems = []
-    try:
-        found = load_policy(folder / tags.POLICY_FILE).digest
-        if found != attestation.predicate["policy"].get("digest"):
-            problems.append(f"the recorded {tags.POLICY_FILE} is not the policy of the audit")
-    except (PolicyError, OSError) as error:
-        problems.append(f"the policy of the audit is not on record: {error}")
-    for name, sha256 in sorted(attestation.predicate.get("artifacts", {}).items()):
-        path = folder / name
-        if folder.resolve() not in path.resolve().parents or not path.is_file() or sha256_of(path) != sha256:
-            problems.append(f"the recorded {name} is missing or has changed since the audit")
-    return problems
-
-
-def _refused(reference: ModelReference, problems: list[str]) -> PromotionRefused:
+def _refused(reference: ModelReference, problems: Sequence[str]) -> PromotionRefused:
     place = f"models:/{reference.name}/{reference.version}"
     listed = "\n".join(f"  - {problem}" for problem in problems)
     return PromotionRefused(
@@ -158,13 +145,13 @@ def _refused(reference: ModelReference, problems: list[str]) -> PromotionRefused
 
 
 def _carry_out(
-    request: _Request, source: ModelReference, attestation: Attestation, client: MlflowClient, tracking_uri: str | None
+    request: _Request, source: ModelReference, vouched: VouchedAudit, client: MlflowClient, tracking_uri: str | None
 ) -> PromotionResult:
-    name, version = str(source.name), str(source.version)
+    name, version, attestation = str(source.name), str(source.version), vouched.attestation
     if not request.dry_run:
         if request.to:
             name, version = _copied(request.to, source, attestation, client, tracking_uri)
-        _apply(request, name, version, source, attestation, client)
+        _apply(request, name, version, source, vouched, client)
     return PromotionResult(
         name=request.to or name,
         version="(new)" if request.dry_run and request.to else version,
@@ -173,6 +160,7 @@ def _carry_out(
         stage=request.stage,
         attestation=attestation.digest,
         signature=attestation.signature,
+        policy=vouched.policy.reference,
         dry_run=request.dry_run,
     )
 
@@ -194,7 +182,7 @@ def _copied(
 
 
 def _apply(
-    request: _Request, name: str, version: str, source: ModelReference, attestation: Attestation, client: MlflowClient
+    request: _Request, name: str, version: str, source: ModelReference, vouched: VouchedAudit, client: MlflowClient
 ) -> None:
     record = {
         "by": getpass.getuser(),
@@ -202,8 +190,9 @@ def _apply(
         "from": f"models:/{source.name}/{source.version}",
         "alias": request.alias,
         "stage": request.stage,
-        "attestation": attestation.digest,
-        "signature": attestation.signature,
+        "attestation": vouched.attestation.digest,
+        "signature": vouched.attestation.signature,
+        "policy": vouched.policy.reference,
     }
     with store_errors(f"promote {name} version {version}", "Check your rights on this model; nothing was promoted."):
         # The record comes first: an alias without a record would be worse than a record without an alias.

@@ -90,6 +90,20 @@ def test_a_blocked_audit_is_1_and_cannot_be_promoted(
     assert str(MlflowClient().get_model_version_by_alias(name, "champion").version) == "1"
 
 
+def test_the_policy_to_promote_under_can_be_fixed(
+    command: Command, uri: str, data: Path, policy: Path, strict_policy: Path, tmp_path: Path
+) -> None:
+    assert command("audit", uri, "--policy", policy, "--data", data).code == 0
+    refused = command("promote", uri, "--alias", "champion", "--policy", strict_policy)
+    assert refused.code == 1
+    assert "is what it has to pass" in refused.err
+    assert command("promote", uri, "--alias", "champion", "--policy", tmp_path / "absent.yaml").code == 2
+    promoted = command("promote", uri, "--alias", "champion", "--policy", policy)
+    assert promoted.code == 0
+    assert "policy passed: tests@1 sha256:" in promoted.out
+    assert "policy passed: tests@1 sha256:" in command("promote", uri, "--alias", "champion", "--dry-run").out
+
+
 def test_promoting_what_was_never_audited_is_1(command: Command, uri: str) -> None:
     answer = command("promote", uri, "--alias", "champion")
     assert answer.code == 1

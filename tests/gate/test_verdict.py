@@ -155,6 +155,8 @@ def test_without_a_usable_baseline_nothing_passes(baseline: dict[str, float] | N
     assert verdict.status == "error"
     assert [(c.id, c.status) for c in verdict.failed] == [("worse", "error")]
     assert "no finite lipschitz/upper_max" in verdict.failed[0].message
+    told = judge(table(), POLICY, expected_points=4, baseline=baseline, no_baseline="audit the champion first")
+    assert told.failed[0].message.startswith("audit the champion first")
 
 
 @pytest.mark.parametrize("seconds", [float("nan"), INF, -1.0])

@@ -10,10 +10,11 @@ import mlflow
 import pytest
 from mlflow.tracking import MlflowClient
 
-from mlflow_lipschitz.errors import PromotionRefused, RegistryError, UsageError
+from mlflow_lipschitz.errors import PolicyError, PromotionRefused, RegistryError, UsageError
+from mlflow_lipschitz.policy import load_policy
 from mlflow_lipschitz.registry import tags
-from mlflow_lipschitz.registry.promotion import promote
-from tests.registry.evidence import record
+from mlflow_lipschitz.registry.promotion import PromotionOptions, promote
+from tests.registry.evidence import POLICY, record
 from tests.registry.stores import artifact_folder, fresh_name, log_onnx, onnx_model
 
 
@@ -57,7 +58,7 @@ def test_a_passed_version_gets_the_alias_and_a_record(name: str, tmp_path: Path)
 
 def test_a_dry_run_changes_nothing(name: str, tmp_path: Path) -> None:
     record(name, tmp_path / "e")
-    result = promote(f"models:/{name}/1", alias="champion", dry_run=True)
+    result = promote(f"models:/{name}/1", alias="champion", options=PromotionOptions(dry_run=True))
     assert result.dry_run
     assert "would be" in str(result)
     assert _aliases(name) == {}
@@ -198,3 +199,40 @@ def test_only_registered_versions(name: str) -> None:
         promote(source, alias="champion")
     with pytest.raises(RegistryError):
         promote(f"models:/{name}/99", alias="champion")
+
+
+def test_the_policy_that_was_passed_is_named(name: str, tmp_path: Path) -> None:
+    record(name, tmp_path / "e")
+    result = promote(f"models:/{name}/1", alias="champion")
+    reference = f"scorer-policy@3 {load_policy(POLICY).digest}"
+    assert result.policy == reference
+    assert f"policy passed: {reference}" in str(result)
+    assert json.loads(MlflowClient().get_model_version(name, "1").tags[tags.PROMOTION])["policy"] == reference
+
+
+def test_the_policy_asked_for_is_the_one_passed(name: str, tmp_path: Path) -> None:
+    record(name, tmp_path / "e")
+    same = tmp_path / "same.yaml"
+    same.write_text("# a comment changes no meaning\n" + POLICY)
+    for wanted in (same, POLICY, load_policy(POLICY)):
+        promote(f"models:/{name}/1", alias="champion", policy=wanted)
+        assert _aliases(name) == {"champion": "1"}
+        MlflowClient().delete_registered_model_alias(name, "champion")
+
+
+def test_a_laxer_policy_than_the_one_asked_for_opens_nothing(name: str, tmp_path: Path) -> None:
+    record(name, tmp_path / "e")
+    wanted = POLICY.replace("max: 500.0", "max: 5.0")
+    with pytest.raises(PromotionRefused) as refusal:
+        promote(f"models:/{name}/1", alias="champion", policy=wanted)
+    for reference in (load_policy(POLICY).reference, load_policy(wanted).reference):
+        assert reference in str(refusal.value)
+    assert _aliases(name) == {}
+
+
+def test_a_policy_that_cannot_be_read_opens_nothing(name: str, tmp_path: Path) -> None:
+    record(name, tmp_path / "e")
+    for wanted in (tmp_path / "absent.yaml", "kind: Nonsense\n"):
+        with pytest.raises(PolicyError):
+            promote(f"models:/{name}/1", alias="champion", policy=wanted)
+    assert _aliases(name) == {}
