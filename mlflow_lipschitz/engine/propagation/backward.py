@@ -106,21 +106,12 @@ def _relax(relaxation: Relaxation, inputs: tuple[int, ...], coeffs: Tensor) -> _
     """
     size = coeffs.abs()
     norm = size.flatten(3).sum(-1)
-    mean, half = _mean_and_half(relaxation.upper_offset[:, :, None], relaxation.lower_offset[:, :, None])
-    offset = _dot(coeffs, mean) + _dot(size, half)
     passed = []
-    for position, upper, lower in zip(
-        relaxation.operands, relaxation.upper_slopes, relaxation.lower_slopes, strict=True
-    ):
-        mean, half = _mean_and_half(upper[:, :, None], lower[:, :, None])
-        steepest = torch.maximum(upper.abs(), lower.abs()).flatten(2).amax(-1)[:, :, None]
-        onward = _Form(torch.addcmul(coeffs * mean, size, half), norm * steepest)
+    for position, slope, steepest in zip(relaxation.operands, relaxation.slopes, relaxation.steepest, strict=True):
+        onward = _Form(torch.addcmul(coeffs * slope.mean, size, slope.half), norm * steepest)
         passed.append((inputs[position], onward))
+    offset = _dot(coeffs, relaxation.offset.mean) + _dot(size, relaxation.offset.half)
     return _Step(passed, offset, norm)
-
-
-def _mean_and_half(upper: Tensor, lower: Tensor) -> tuple[Tensor, Tensor]:
-    return (upper + lower) / 2, (upper - lower) / 2
 
 
 def _dot(form: Tensor, values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Optimised relaxations of one objective: projected Adam over the free slopes.
+"""Optimised relaxations of one objective: projected sign gradient steps over the free slopes, each half as long.
 
 Every slope in [0, 1] is sound, so every iterate is a bound and the smallest one is kept (α-CROWN, Xu et al., ICLR 2021, for the
 free parameters of McCormick planes).
@@ -20,7 +20,6 @@ from mlflow_lipschitz.engine.rules.registry import SOURCES, rule_for
 
 # From the middle, the first step already reaches the end its gradient points to; optima of such planes mostly sit there.
 _START, _RATE = 0.5, 0.5
-_MOMENTUM = (0.6, 0.9)  # few steps: short memory
 
 Slopes = dict[int, tuple[Tensor, Tensor]]
 
@@ -34,7 +33,6 @@ def optimized_upper_bounds(
     if not slopes or steps == 0:
         return best
     leaves = [torch.full_like(tensor, _START).requires_grad_() for pair in slopes.values() for tensor in pair]
-    optimizer = torch.optim.Adam(leaves, lr=_RATE, betas=_MOMENTUM)
     chosen = dict(zip(slopes, zip(leaves[::2], leaves[1::2], strict=True), strict=True))
     for step in range(steps):
         last = step == steps - 1
@@ -43,19 +41,16 @@ def optimized_upper_bounds(
         best = torch.minimum(best, bound.detach())
         if not last:
             bound.backward(torch.ones_like(bound))  # points and objectives share no slopes, so their sum separates
-            _improve(optimizer, leaves)
+            _improve(leaves, _RATE / 2**step)
     return best
 
 
-def _improve(optimizer: torch.optim.Optimizer, leaves: list[Tensor]) -> None:
-    for leaf in leaves:
-        if leaf.grad is not None:  # a slope the target does not depend on has none
-            leaf.grad.nan_to_num_(0.0, 0.0, 0.0)
-    optimizer.step()
-    optimizer.zero_grad()
+def _improve(leaves: list[Tensor], rate: float) -> None:
     with torch.no_grad():
         for leaf in leaves:
-            leaf.clamp_(0.0, 1.0)
+            if leaf.grad is not None:  # a slope the target does not depend on has none
+                leaf.sub_(rate * leaf.grad.nan_to_num_(0.0, 0.0, 0.0).sign()).clamp_(0.0, 1.0)
+                leaf.grad = None
 
 
 def _free_slopes(graph: Graph, bounds: Sequence[NodeBounds]) -> Slopes:

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mlflow_lipschitz.engine.domains.interval import Interval
+
+
+class Centered(NamedTuple):
+    """Two values as mean ± half the difference, with an axis for rows: (points, objectives or 1, 1, *shape)."""
+
+    mean: Tensor
+    half: Tensor
+
+    @staticmethod
+    def of(lower: Tensor, upper: Tensor) -> Centered:
+        return Centered(((upper + lower) / 2)[:, :, None], ((upper - lower) / 2)[:, :, None])
 
 
 @dataclass(frozen=True)
@@ -23,6 +36,21 @@ class Relaxation:
     lower_offset: Tensor
     upper_slopes: tuple[Tensor, ...]
     upper_offset: Tensor
+
+    @cached_property
+    def offset(self) -> Centered:
+        return Centered.of(self.lower_offset, self.upper_offset)
+
+    @cached_property
+    def slopes(self) -> tuple[Centered, ...]:
+        """One per operand; every backward step through the node uses them."""
+        return tuple(Centered.of(*pair) for pair in zip(self.lower_slopes, self.upper_slopes, strict=True))
+
+    @cached_property
+    def steepest(self) -> tuple[Tensor, ...]:
+        """Per operand, (points, objectives, 1): the largest |slope| of any entry."""
+        pairs = zip(self.lower_slopes, self.upper_slopes, strict=True)
+        return tuple(torch.maximum(a.abs(), b.abs()).flatten(2).amax(-1)[:, :, None] for a, b in pairs)
 
     def magnitude(self, *inputs: Interval) -> Tensor:
         """(points, objectives): bound of Σ |slope||x| + |offset| over all entries, both planes; `inputs` are the node's."""
