@@ -87,6 +87,7 @@ def certify_lipschitz(  # noqa: PLR0913 — the contract's signature
     outputs: Outputs = None,
     labels: Any = None,
     feature_scale: Any = None,
+    budget: Any = None,
     device: str = "auto",
     chunk_size: int | None = None,
 ) -> LipschitzCertificate:
@@ -99,14 +100,17 @@ def certify_lipschitz(  # noqa: PLR0913 — the contract's signature
         norm: of the perturbation, linf, l2 or l1; the gradient is measured in the dual norm l1, l2 or linf.
         outputs: None for all, an index, indices, or "margin" with `labels`.
         feature_scale: broadcasts to the input shape; the perturbation of feature i is measured in units of feature_scale[i].
+        budget: None, one propagation pass; branch and bound, which would spend a budget, is not part of this version.
         chunk_size: linear forms in flight; bounds memory.
 
     Raises:
-        UsageError: unknown norm, output, label or device. InvalidRegion: region and points do not fit.
+        UsageError: unknown norm, output, label or device, or a budget. InvalidRegion: region and points do not fit.
         UnsupportedOperator: the graph holds an op without a derivative rule.
     """
     if norm not in DUAL_NORMS:
         raise UsageError(f"norm={norm!r}: choose one of {', '.join(DUAL_NORMS)}")
+    if budget is not None:
+        raise UsageError("budget must be None: this version makes one propagation pass and does not branch")
     place = resolve_device(device)
     count = check_points(graph, points, region)
     objectives, names = cotangents(math.prod(graph.output_shape), outputs, count, labels)
