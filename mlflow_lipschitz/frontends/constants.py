@@ -1,7 +1,8 @@
-"""Constant folding: a small NumPy evaluator for nodes whose inputs are all constants.
+"""Constant folding: the value of a node whose inputs are all constants, as the served program computes it.
 
-Floats are held in float64 whatever the model stores, so only a Cast the model itself asks for rounds them; integers and
-booleans keep their meaning (division truncates toward zero). Exporters compute shapes this way, and some also weights.
+Exporters compute shapes this way, conditions, and some also weights. Constants keep the model's own types. What only moves
+entries is exact in any of them and done here; all arithmetic is onnxruntime's own, so that a comparison, a rounding or an
+integer division comes out as it does where the model is served. Weights that are not computed stay as they are stored.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import numpy as np
 import onnx
 
 from mlflow_lipschitz.frontends.batch_length import BatchRows, is_symbolic, settled, without_batch
-from mlflow_lipschitz.frontends.lowering_context import BATCH_REMEDY, Call
+from mlflow_lipschitz.frontends.lowering_context import BATCH_REMEDY, Call, refusal
+from mlflow_lipschitz.frontends.referee import run_node
 from mlflow_lipschitz.frontends.slicing import resolved_slice, split_sizes
 
+_REMEDY = "export the model with its constants folded"
 DEPENDS_ON_ROWS = "its result depends on how many rows the batch has"
 
 
@@ -27,24 +30,25 @@ def as_constant(array: np.ndarray) -> np.ndarray:
 
 
 def fold(call: Call) -> tuple[np.ndarray | BatchRows, ...] | None:
-    """Outputs of a node whose inputs are all constants, or None when the operator has no row here."""
+    """Outputs of a node whose inputs are all constants, in the model's types; None when the operator is not known here.
+
+    Raises:
+        UnsupportedOperator: the result depends on the number of rows, or onnxruntime cannot compute it.
+    """
     if call.node.op_type == "Split":
         return _split(call)
     row = FOLDS.get(call.node.op_type)
-    if row is None:
-        return None
     values = [call.input(position) for position, value in enumerate(call.inputs) if value is not None]
     symbolic = any(is_symbolic(value) for value in values)
+    if row is None and call.node.op_type not in COMPUTED:
+        return None
     if symbolic and call.node.op_type not in FOLDS_OF_LENGTHS:
         call.refuse(DEPENDS_ON_ROWS, BATCH_REMEDY)
-    try:
-        with np.errstate(all="ignore"):
-            result = row(call, *values)
-    except (ValueError, IndexError, TypeError) as error:
-        if symbolic:
-            call.refuse(f"{DEPENDS_ON_ROWS} ({error})", BATCH_REMEDY)
-        call.refuse(f"its constant inputs cannot be evaluated: {error}")
-    constant = as_constant(settled(np.asarray(result)))
+    if symbolic and call.node.op_type in ARITHMETIC_OF_LENGTHS:
+        result = ARITHMETIC_OF_LENGTHS[call.node.op_type](call, *values)
+    else:
+        result = _computed(call) if row is None else row(call, *values)
+    constant = settled(np.asarray(result))
     if symbolic and call.node.op_type in ("ConstantOfShape", "Expand"):
         if constant.shape[0] != 1:
             call.refuse(DEPENDS_ON_ROWS, BATCH_REMEDY)
@@ -52,37 +56,47 @@ def fold(call: Call) -> tuple[np.ndarray | BatchRows, ...] | None:
     return (constant,)
 
 
+def _computed(call: Call) -> np.ndarray:
+    try:
+        result = run_node(call.node, [None if v is None else np.asarray(v) for v in call.inputs], call.opset)
+    except Exception as error:  # onnxruntime's exceptions have no base class of their own
+        reason = f"its constant inputs cannot be evaluated: {str(error).strip() or type(error).__name__}"
+        raise refusal(call.node, reason, _REMEDY) from error
+    if result.dtype.kind not in "fiub":
+        call.refuse(f"it makes constants of type {result.dtype}", _REMEDY)
+    return result
+
+
+_ATTRIBUTE_TYPES = {
+    "value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64,
+}  # fmt: skip
+
+
 def _constant(call: Call) -> np.ndarray:
     for name in ("value", "value_float", "value_floats", "value_int", "value_ints"):
         value = call.attribute(name)
         if value is not None:
-            return np.asarray(value)
+            return np.asarray(value, dtype=_ATTRIBUTE_TYPES.get(name))
     call.refuse("constants of this kind (sparse, string) are not supported")
 
 
 def _constant_of_shape(call: Call, *_: np.ndarray) -> np.ndarray:
     value = call.attribute("value")
-    fill = np.zeros(1) if value is None else as_constant(np.asarray(value))
+    fill = np.zeros(1, dtype=np.float32) if value is None else np.asarray(value)
     return np.full(without_batch(call.lengths(0)), fill.reshape(-1)[0])
 
 
-def _cast(call: Call, x: np.ndarray) -> np.ndarray:
+def _cast_of_lengths(call: Call, x: np.ndarray) -> np.ndarray:
     target = onnx.helper.tensor_dtype_to_np_dtype(call.attribute("to"))
-    if is_symbolic(x):
-        return x if target.kind in "iu" else call.refuse(DEPENDS_ON_ROWS, BATCH_REMEDY)
-    return x.astype(target)
+    return x if target.kind in "iu" else call.refuse(DEPENDS_ON_ROWS, BATCH_REMEDY)
 
 
-def _divide(call: Call, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    if is_symbolic(a) or is_symbolic(b):
-        return np.asarray(a // b)
-    if a.dtype.kind in "iu":
-        return np.asarray(np.trunc(a / b)).astype(a.dtype) if np.all(b != 0) else call.refuse("division by zero")
-    return np.asarray(a / b)
-
-
-def _mod(call: Call, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.asarray(np.fmod(a, b) if call.attribute("fmod", 0) else np.mod(a, b))
+def _quotient(a: Any, b: Any) -> Any:
+    """ONNX rounds quotients of integers toward zero, Python downward; a batch length is divided only where that is exact."""
+    if not isinstance(a, int) or not isinstance(b, int):
+        return a // b
+    size = abs(a) // abs(b)
+    return size if (a < 0) == (b < 0) else -size
 
 
 def _gather(call: Call, x: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -129,72 +143,44 @@ def _split(call: Call) -> tuple[np.ndarray, ...]:
     return tuple(np.split(x, cuts, axis=axis))
 
 
-def _reduce(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-    def reduce(call: Call, x: np.ndarray, *_: np.ndarray) -> np.ndarray:
-        axes = _axes(call, x.ndim)
-        if not axes and call.attribute("noop_with_empty_axes", 0):
-            return x
-        return np.asarray(function(x, axis=axes or None, keepdims=bool(call.attribute("keepdims", 1))))
-
-    return reduce
-
-
-def _plain(function: Callable[..., Any]) -> Callable[..., np.ndarray]:
-    return lambda call, *values: np.asarray(function(*values))
-
-
 # What may be done with a batch length: moving it, and the arithmetic it has itself.
 FOLDS_OF_LENGTHS = (
     "Cast", "Concat", "ConstantOfShape", "Div", "Equal", "Expand", "Flatten", "Gather", "Identity", "Mul", "ReduceProd",
     "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze", "Where",
 )  # fmt: skip
 
+ARITHMETIC_OF_LENGTHS: dict[str, Callable[..., Any]] = {
+    "Cast": _cast_of_lengths,
+    "Div": lambda call, a, b: np.frompyfunc(_quotient, 2, 1)(a, b),
+    "Equal": lambda call, a, b: np.equal(a, b),
+    "Mul": lambda call, a, b: np.multiply(a, b),
+    "ReduceProd": lambda call, x, *_: np.prod(
+        x, axis=_axes(call, x.ndim), keepdims=bool(call.attribute("keepdims", 1))
+    ),
+    "Where": lambda call, *values: np.where(*values),
+}
+
+# What moves entries and does not compute with them.
 FOLDS: dict[str, Callable[..., np.ndarray]] = {
-    "Abs": _plain(np.abs),
-    "Add": _plain(np.add),
-    "And": _plain(np.logical_and),
-    "Cast": _cast,
-    "Ceil": _plain(np.ceil),
     "Concat": lambda call, *values: np.concatenate(values, axis=call.attribute("axis", 0)),
     "Constant": _constant,
     "ConstantOfShape": _constant_of_shape,
-    "Div": _divide,
-    "Equal": _plain(np.equal),
-    "Exp": _plain(np.exp),
     "Expand": _expand,
     "Flatten": _flatten,
-    "Floor": _plain(np.floor),
     "Gather": _gather,
-    "Greater": _plain(np.greater),
-    "GreaterOrEqual": _plain(np.greater_equal),
-    "Identity": _plain(np.asarray),
-    "Less": _plain(np.less),
-    "LessOrEqual": _plain(np.less_equal),
-    "Log": _plain(np.log),
-    "MatMul": _plain(np.matmul),
-    "Max": lambda call, *values: np.max(np.stack(np.broadcast_arrays(*values)), axis=0),
-    "Min": lambda call, *values: np.min(np.stack(np.broadcast_arrays(*values)), axis=0),
-    "Mod": _mod,
-    "Mul": _plain(np.multiply),
-    "Neg": _plain(np.negative),
-    "Not": _plain(np.logical_not),
-    "Or": _plain(np.logical_or),
-    "Pow": _plain(np.power),
-    "Range": _plain(np.arange),
-    "Reciprocal": _plain(np.reciprocal),
-    "ReduceMax": _reduce(np.max),
-    "ReduceMean": _reduce(np.mean),
-    "ReduceMin": _reduce(np.min),
-    "ReduceProd": _reduce(np.prod),
-    "ReduceSum": _reduce(np.sum),
+    "Identity": lambda call, x: x,
     "Reshape": _reshape,
     "Size": lambda call, x: np.asarray(x.size, dtype=np.int64),
     "Slice": _slice,
-    "Sqrt": _plain(np.sqrt),
     "Squeeze": _squeeze,
-    "Sub": _plain(np.subtract),
     "Tile": lambda call, x, repeats: np.tile(x, tuple(int(n) for n in repeats)),
     "Transpose": lambda call, x: np.transpose(x, call.attribute("perm")),
     "Unsqueeze": _unsqueeze,
-    "Where": _plain(np.where),
 }
+
+# What onnxruntime computes.
+COMPUTED = (
+    "Abs", "Add", "And", "Cast", "Ceil", "Div", "Equal", "Exp", "Floor", "Greater", "GreaterOrEqual", "Less",
+    "LessOrEqual", "Log", "MatMul", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pow", "Range", "Reciprocal",
+    "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Sqrt", "Sub", "Where",
+)  # fmt: skip

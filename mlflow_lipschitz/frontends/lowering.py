@@ -1,6 +1,6 @@
 """ONNX model → engine graph, by one table: operator → function.
 
-The table is exact or it refuses. Nodes whose inputs are all constants are folded in float64; the batch, axis 0 of the
+The table is exact or it refuses. Nodes whose inputs are all constants are folded; the batch, axis 0 of the
 input, is never mixed, and nothing may depend on how many rows it has.
 """
 
@@ -96,7 +96,7 @@ def lower(model: onnx.ModelProto, output: str | int | None = None) -> Graph:
 def _lowered(model: onnx.ModelProto, source: ModelInput, output: str) -> Graph:
     builder = GraphBuilder()
     values: dict[str, Value | BatchRows] = {
-        t.name: as_constant(onnx.numpy_helper.to_array(t)) for t in model.graph.initializer
+        tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer
     }
     values[source.name] = Variable(builder.add(Input(source.shape), name=source.name), source.shape)
     consumers = count_consumers(model)
@@ -129,15 +129,34 @@ def _finished(builder: GraphBuilder, result: Value | BatchRows | None, output: s
     return builder.build(result.index, tuple(f"{stem}[{i}]" for i in range(size)))
 
 
+# What Python and NumPy raise when shapes, axes or attributes make no sense together.
+_MISFITS = (ValueError, IndexError, KeyError, TypeError, AttributeError, ArithmeticError, MemoryError)
+
+
 def lower_node(call: Call) -> tuple[Value | BatchRows | None, ...]:
-    """Outputs of one node: folded when all inputs are constants, a shape if it asks for one, by the table otherwise."""
+    """Outputs of one node: folded when all inputs are constants, a shape if it asks for one, by the table otherwise.
+
+    Raises:
+        UnsupportedOperator: it cannot be lowered, also where its inputs and attributes contradict each other.
+    """
+    try:
+        return _lowered_node(call)
+    except _MISFITS as error:  # the one place: a node that makes no sense is the model's error and is named as such
+        reason = f"{type(error).__name__}: {error}"
+        if any(is_symbolic(value) for value in call.inputs):
+            raise refusal(call.node, f"{DEPENDS_ON_ROWS} ({error})", BATCH_REMEDY) from error
+        remedy = "check the model with onnx.checker and export it again"
+        raise refusal(call.node, f"its inputs and attributes do not fit together ({reason})", remedy) from error
+
+
+def _lowered_node(call: Call) -> tuple[Value | BatchRows | None, ...]:
     node = call.node
     if any(isinstance(value, BatchRows) for value in call.inputs):
         return _lower_with_rows(call)
-    if node.op_type == "Shape" and node.domain in ("", "ai.onnx"):
+    if node.op_type == "Shape" and _domain(node) == "":
         return (_shape(call),)
     if not any(isinstance(value, Variable) for value in call.inputs):
-        folded = fold(call)
+        folded = fold(call) if _domain(node) == "" else None
         if folded is None:
             call.refuse("constants are not folded through this operator", "export the model with its constants folded")
         return folded
@@ -146,7 +165,7 @@ def lower_node(call: Call) -> tuple[Value | BatchRows | None, ...]:
         raise refusal(node, "no lowering for this operator", REMEDIES.get(node.op_type, ""))
     if node.op_type not in ("Reshape", "Expand") and any(is_symbolic(value) for value in call.inputs):
         call.refuse(DEPENDS_ON_ROWS, BATCH_REMEDY)
-    result = row(call)
+    result = row(replace(call, inputs=tuple(as_constant(v) if isinstance(v, np.ndarray) else v for v in call.inputs)))
     return result if isinstance(result, tuple) else (result,)
 
 

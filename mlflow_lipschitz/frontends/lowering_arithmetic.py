@@ -72,7 +72,10 @@ def _reduced_axes(call: Call, rank: int) -> tuple[int, ...]:
         return ()
     if not axes:
         call.refuse("it reduces over all axes, the batch axis too", BATCH_REMEDY)
-    return tuple(sorted(call.sample_axis(axis, rank) for axis in axes))
+    reduced = sorted({call.sample_axis(axis, rank) for axis in axes})
+    if len(reduced) < len(axes):
+        call.refuse(f"its axes {axes} name one axis twice")
+    return tuple(reduced)
 
 
 def lower_reduce_sum(call: Call) -> Variable:

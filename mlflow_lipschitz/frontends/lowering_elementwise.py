@@ -44,7 +44,8 @@ def lower_cast_like(call: Call) -> Variable | np.ndarray:
         call.refuse("its input is missing")
     if not isinstance(value, Variable) and not np.array_equal(value, value.astype(np.float32)):
         call.refuse("it rounds a constant", "export the model with its constants folded")
-    return value
+    # Exact in float32, which is what real models compute in; in a model of doubles, arithmetic on it is refused.
+    return value if isinstance(value, Variable) else value.astype(np.float32)
 
 
 CURVES = {

@@ -23,6 +23,8 @@ def lower_reshape(call: Call) -> Variable:
         if isinstance(n, BatchLength) or (n == 0 and (not copies or i >= len(x.shape))):
             call.refuse(f"samples of shape {x.shape} cannot become {wanted[1:]}", BATCH_REMEDY)
         sample.append(x.shape[i] if n == 0 else n)
+    if [n for n in wanted if not isinstance(n, BatchLength)].count(-1) > 1:
+        call.refuse(f"it leaves two axes of {wanted} to be inferred")
     known, size = math.prod(n for n in sample if n != -1), math.prod(x.shape)
     if -1 in sample and known:
         sample[sample.index(-1)] = size // known
@@ -64,6 +66,8 @@ def lower_unsqueeze(call: Call) -> Variable:
     axes = call.integers(1, "axes") or ()
     rank = len(x.shape) + 1 + len(axes)
     added = {call.sample_axis(axis, rank) for axis in axes}
+    if len(added) < len(axes):
+        call.refuse(f"its axes {axes} name one axis twice")
     entries = iter(x.shape)
     return call.reshape(x, tuple(1 if i in added else next(entries) for i in range(rank - 1)))
 
@@ -196,6 +200,8 @@ def lower_pad(call: Call) -> Variable:
     if pads is None:
         call.refuse("the padding is missing")
     axes = call.integers(3, "axes") or tuple(range(rank))
+    if any(not -rank <= axis < rank for axis in axes) or len(pads) != 2 * len(axes):
+        call.refuse(f"padding {pads} of the axes {axes} does not fit a tensor of {rank} axes")
     pairs = [(0, 0)] * rank
     for i, axis in enumerate(axes):
         pairs[axis % rank] = (int(pads[i]), int(pads[i + len(axes)]))

@@ -26,6 +26,10 @@ def lower_average_pool(call: Call) -> Variable:
     channels, *spatial = x.shape
     kernel = tuple(call.attribute("kernel_shape"))
     stride, dilation, padding = _window(call, x, kernel)
+    strided_over = any(s > k for s, k in zip(stride, kernel, strict=True))
+    if call.attribute("auto_pad", "NOTSET").startswith("SAME") and (strided_over or max(dilation) > 1):
+        # Seen: dilated, its output has another length; where a stride skips entries, its padding becomes negative.
+        call.refuse("onnxruntime departs from the standard for SAME padding here", "give the padding as numbers")
     if call.attribute("ceil_mode", 0):
         _refuse_partial_windows(call, spatial, kernel, (stride, dilation, padding))
     ones = np.ones((1, 1, *kernel))
@@ -74,6 +78,11 @@ def _window(call: Call, x: Variable, kernel: tuple[int, ...]) -> tuple[tuple[int
         padding = tuple((a, b) if mode == "SAME_UPPER" else (b, a) for a, b in halves)
     if any(p < 0 for pair in padding for p in pair):
         call.refuse(f"negative padding {padding}")
+    if min(*kernel, *stride, *dilation) < 1 or any(
+        n + before + after < d * (k - 1) + 1
+        for n, k, d, (before, after) in zip(x.shape[1:], kernel, dilation, padding, strict=True)
+    ):
+        call.refuse(f"a window of {kernel} entries (dilation {dilation}) does not fit samples of shape {x.shape}")
     return stride, dilation, padding
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from mlflow_lipschitz.frontends.lowering_context import Call, Shape
 
+# Exporters write these for "to the end"; onnxruntime takes them so in both directions, also where they are no more than
+# a large number by the standard.
+TO_THE_END = (2**31 - 1, 2**63 - 1)
+
 
 def resolved_slice(call: Call, shape: Shape) -> list[slice]:
     """One Python slice per axis of `shape` for an ONNX `Slice` node."""
@@ -12,6 +16,10 @@ def resolved_slice(call: Call, shape: Shape) -> list[slice]:
         call.refuse("it has no starts or no ends")
     axes = call.integers(3, "axes") or tuple(range(len(starts)))
     steps = call.integers(4, "steps") or (1,) * len(starts)
+    if any(not -len(shape) <= axis < len(shape) for axis in axes) or len({axis % len(shape) for axis in axes}) < len(
+        axes
+    ):
+        call.refuse(f"its axes {axes} do not name different axes of a tensor of {len(shape)} axes")
     slices = [slice(None)] * len(shape)
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         length = shape[axis % len(shape)]
@@ -21,7 +29,7 @@ def resolved_slice(call: Call, shape: Shape) -> list[slice]:
         if step > 0:
             slices[axis % len(shape)] = slice(max(first, 0), max(last, 0), step)
         else:
-            slices[axis % len(shape)] = slice(max(first, 0), None if last < 0 else last, step)
+            slices[axis % len(shape)] = slice(max(first, 0), None if last < 0 or end in TO_THE_END else last, step)
     return slices
 
 
@@ -29,6 +37,8 @@ def split_sizes(call: Call, length: int) -> tuple[int, ...]:
     """Lengths of the pieces of an ONNX `Split` node along an axis of `length` entries."""
     given = call.integers(1, "split")
     if given is not None:
+        if min(given, default=0) < 0 or sum(given) != length:
+            call.refuse(f"pieces of {given} entries do not make up an axis of {length}")
         return given
     pieces = len(call.node.output)
     size = -(-length // pieces)

@@ -153,6 +153,46 @@ def test_refusal_names_the_node_and_a_reason(name: str) -> None:
     assert words in str(error.value)
 
 
+CONTRADICTIONS = {
+    "Unsqueeze outside": (node("Unsqueeze", "x a"), {"a": integers(7)}, "axis 7"),
+    "Unsqueeze twice": (node("Unsqueeze", "x a"), {"a": integers(1, 1)}, "twice"),
+    "ReduceSum twice": (node("ReduceSum", "x a"), {"a": integers(2, -1)}, "twice"),
+    "ReduceMean twice": (node("ReduceMean", "x a"), {"a": integers(2, 2)}, "twice"),
+    "Concat": (node("Concat", "x c", axis=2), {"c": weight(1, 5, 4)}, "do not fit"),
+    "Transpose": (node("Transpose", "x", perm=[0, 7]), {}, "do not fit"),
+    "Reshape": (node("Reshape", "x s"), {"s": integers(-1, -1)}, "two axes"),
+    "Slice outside": (node("Slice", "x s e a"), {"s": integers(0), "e": integers(2), "a": integers(3)}, "axes"),
+    "Slice of two lengths": (node("Slice", "x s e a"), {"s": integers(0, 0), "e": integers(2), "a": integers(1)}, "fit"),
+    "Split": (node("Split", "x s", "y z", axis=1), {"s": integers(1, 9)}, "make up"),
+    "Pad": (node("Pad", "x p _ a"), {"p": integers(1, 1), "a": integers(5)}, "does not fit"),
+    "AveragePool": (node("AveragePool", "x", kernel_shape=[9]), {}, "window"),
+    "AveragePool of stride 0": (node("AveragePool", "x", kernel_shape=[2], strides=[0]), {}, "window"),
+    "Conv": (node("Conv", "x c"), {"c": weight(2, 2, 5)}, "window"),
+    "LinearRegressor": (
+        node("LinearRegressor", "x", coefficients=[1.0] * 5, targets=2, domain="ai.onnx.ml"), {}, "do not fit",
+    ),
+    "a folded Unsqueeze": (node("Unsqueeze", "c a", "h"), {"c": weight(2), "a": integers(9)}, "do not fit"),
+    "a folded Reshape": (node("Reshape", "c s", "h"), {"c": weight(5), "s": integers(2, 2)}, "do not fit"),
+    "a folded Gather": (node("Gather", "c s", "h"), {"c": weight(5), "s": integers(8)}, "do not fit"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_a_node_that_makes_no_sense_is_refused_like_any_other(name: str) -> None:
+    bad, constants, words = CONTRADICTIONS[name]
+    nodes = [bad, node("Add", "x h")] if bad.output[0] == "h" else [bad]
+    with pytest.raises(UnsupportedOperator, match=words) as error:
+        lower(make_model(nodes, (2, 4), constants, opset=18, check=False))
+    assert (error.value.operator, error.value.node) == ("::".join(filter(None, (bad.domain, bad.op_type))), bad.name)
+
+
+@pytest.mark.parametrize("how", [{"strides": [3]}, {"dilations": [2]}])
+def test_same_padding_of_a_pool_where_onnxruntime_departs_from_the_standard(how: dict[str, list[int]]) -> None:
+    bad = node("AveragePool", "x", kernel_shape=[2], auto_pad="SAME_UPPER", **how)
+    with pytest.raises(UnsupportedOperator, match="SAME padding"):
+        lower(make_model([bad], (1, 7)))
+
+
 def test_training_mode_batch_normalization_says_how_to_leave_it() -> None:
     constants = {name: np.abs(weight(4)) for name in "gbmv"}
     bad = node("BatchNormalization", "x g b m v", "y running_mean running_var", training_mode=1)
