@@ -80,7 +80,7 @@ def upper_bounds(problem: Problem, bounds: Sequence[NodeBounds], target: int, co
         total = total if step.offset is None else total + step.offset
         for source, passed in step.passed:
             pending[source] = passed if source not in pending else pending[source].plus(passed)
-    # The last additions round as well; both factors of (1 + 2⁻⁴⁰) cover them, as |total| and error bound their terms.
+    # Additions into `total` are counted in each node's `terms`; the factor covers the rounding of the error terms themselves.
     bound = total + error * (1 + 2.0**-20)
     assert isinstance(bound, Tensor)
     # −∞ is no upper bound of a finite value either: something overflowed on the way.
