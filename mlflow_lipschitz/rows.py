@@ -1,9 +1,13 @@
-"""The rows an audit looks at: read, checked cell by cell, sampled. A bad cell is named and refused, never repaired."""
+"""The rows an audit looks at: read, checked cell by cell, sampled. A bad cell is named and refused, never repaired.
+
+Columns go to the model's inputs by name: by the names the model was fitted with, else by those of its signature. Only a
+model that knows no names at all takes them in the order of the data, and the audit's facts say so.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -13,11 +17,16 @@ import numpy as np
 import pandas as pd
 
 from mlflow_lipschitz.errors import InvalidData
+from mlflow_lipschitz.plain_text import one_line
+from mlflow_lipschitz.row_files import read_rows
 
 if TYPE_CHECKING:
     from mlflow_lipschitz.policy import AuditPolicy
 
 Data = str | Path | pd.DataFrame | np.ndarray
+
+_CONSTANT = 1e-9
+"""A column whose standard deviation is below this part of its largest entry differs from a constant by rounding only."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +36,12 @@ class AuditedRows:
     Attributes:
         points: (P, *input_shape), float64, finite.
         feature_names: one name per input entry, in the order of the flattened input.
-        point_ids: (P,) strings: the index labels of the rows in the user's data.
-        scale: (*input_shape), standard deviation of each feature over ALL rows read, before sampling (input units).
+        point_ids: (P,) strings: the index labels of the rows in the user's data, on one line each.
+        scale: (*input_shape), standard deviation of each feature over ALL rows read, before sampling (input units); 0 for
+            a column that is constant up to rounding.
         labels: (P,) values of the column named by `stratify`, or None.
+        served_columns: names in the order in which MLflow hands the columns to the model; None: an array is handed over.
+        order: where the order of the columns comes from, for people.
     """
 
     points: np.ndarray
@@ -37,6 +49,8 @@ class AuditedRows:
     point_ids: np.ndarray
     scale: np.ndarray
     labels: np.ndarray | None = None
+    served_columns: tuple[str, ...] | None = None
+    order: str = ""
 
     def __len__(self) -> int:
         return len(self.points)
@@ -50,30 +64,45 @@ class AuditedRows:
         labels = None if self.labels is None else self.labels[positions]
         return replace(self, points=self.points[positions], point_ids=self.point_ids[positions], labels=labels)
 
-    def as_input(self, signature: Any) -> pd.DataFrame | np.ndarray:
-        """What `predict` of the served model takes: a frame for a column signature, an array otherwise."""
-        if _column_names(signature) is None:
-            return self.points
-        return pd.DataFrame(self.points, columns=list(self.feature_names))
+    def served_input(self, points: np.ndarray) -> pd.DataFrame | np.ndarray:
+        """`points` (n, *input_shape) as MLflow hands them to the model: by name wherever names are known."""
+        if self.served_columns is None:
+            return points
+        return pd.DataFrame(points, columns=list(self.feature_names))[list(self.served_columns)]
 
 
-def load_rows(data: Data, signature: Any, policy: AuditPolicy | None = None) -> AuditedRows:
+@dataclass(frozen=True)
+class _Columns:
+    """What the model says about its columns: `names` in the order of its inputs, `served` in the order MLflow uses."""
+
+    names: list[str] | None
+    served: list[str] | None
+    order: str
+
+
+def load_rows(
+    data: Data, signature: Any, policy: AuditPolicy | None = None, fitted_names: Sequence[str] = ()
+) -> AuditedRows:
     """Read and check the rows, then draw the policy's sample from them.
 
     Args:
         data: a path (.csv, .parquet, .json, or .npz with `points` and optionally `labels`), a DataFrame, or an array
             (P, *input_shape).
-        signature: the model's MLflow signature, or None; column names in it choose and order the columns.
+        signature: the model's MLflow signature, or None; column names in it choose the columns, and order them for a
+            model that was fitted without names. The columns of an array are in the signature's order.
         policy: names the label column, the domain and the sample; None takes every row.
+        fitted_names: the names the model was fitted with, in the order of its inputs; empty where it has none.
     Raises:
-        InvalidData: no rows, missing or surplus columns, a cell that is no finite number, a row outside the domain.
+        InvalidData: no rows, missing or surplus columns, a cell that is no finite number, a missing label, a row outside
+            the domain, a signature of other columns than the model was fitted with.
     """
     table, labels = _read(data)
+    columns = _columns(signature, fitted_names)
     stratify = policy.inputs.points.stratify if policy else None
     if isinstance(table, pd.DataFrame):
-        rows = _from_frame(table, labels, signature, stratify)
+        rows = _from_frame(table, labels, columns, signature, stratify)
     else:
-        rows = _from_array(table, labels, signature)
+        rows = _from_array(table, labels, columns, signature)
     if stratify and rows.labels is None:
         raise InvalidData(f"the policy stratifies by column {stratify!r}, which the data does not have")
     if policy is None:
@@ -124,45 +153,17 @@ def _quotas(counts: list[int], size: int) -> list[int]:
 
 
 def _read(data: Data) -> tuple[pd.DataFrame | np.ndarray, np.ndarray | None]:
-    if isinstance(data, (pd.DataFrame, np.ndarray)):
-        return data, None
-    path = Path(data)
-    if not path.is_file():
-        raise InvalidData(f"no such data file: {path}")
-    readers: Mapping[str, Callable[[Path], Any]] = {
-        ".csv": pd.read_csv,
-        ".parquet": pd.read_parquet,
-        ".json": _read_json,
-        ".npz": _read_npz,
-    }
-    if path.suffix not in readers:
-        raise InvalidData(f"{path.name}: data must be one of {', '.join(sorted(readers))}")
-    try:
-        content = readers[path.suffix](path)
-    except (ValueError, OSError, KeyError) as error:
-        raise InvalidData(f"{path.name} cannot be read: {error}") from error
-    return content if isinstance(content, tuple) else (content, None)
+    return (data, None) if isinstance(data, (pd.DataFrame, np.ndarray)) else read_rows(Path(data))
 
 
-def _read_json(path: Path) -> pd.DataFrame:
-    return pd.read_json(path, dtype=False)
-
-
-def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    with np.load(path, allow_pickle=False) as archive:
-        if "points" not in archive:
-            raise InvalidData(f"{path.name} has no array 'points' (it has: {', '.join(archive.files) or 'nothing'})")
-        return archive["points"], archive.get("labels")
-
-
-def _from_frame(table: pd.DataFrame, labels: np.ndarray | None, signature: Any, stratify: str | None) -> AuditedRows:
+def _from_frame(
+    table: pd.DataFrame, labels: np.ndarray | None, columns: _Columns, signature: Any, stratify: str | None
+) -> AuditedRows:
     table = table.rename(columns=str)
     if stratify in table.columns:
         labels = table[stratify].to_numpy()
-    wanted = _column_names(signature)
-    if wanted is None:
-        wanted = [name for name in table.columns if name != stratify]
-        _check_width(len(wanted), signature)
+    wanted = columns.names or [name for name in table.columns if name != stratify]
+    _check_width(len(wanted), signature)
     missing = [name for name in wanted if name not in table.columns]
     if missing:
         raise InvalidData(
@@ -171,12 +172,12 @@ def _from_frame(table: pd.DataFrame, labels: np.ndarray | None, signature: Any, 
     repeated = [name for name in wanted if list(table.columns).count(name) > 1]
     if repeated:
         raise InvalidData(f"two columns are named {repeated[0]!r}")
-    ids = np.array([str(label) for label in table.index])
+    ids = np.array([one_line(label) for label in table.index])
     points = np.column_stack([_numbers(table[name], ids) for name in wanted]) if len(table) else np.empty((0, 0))
-    return _checked(points, tuple(wanted), ids, labels)
+    return _checked(points, wanted, ids, labels, columns)
 
 
-def _from_array(array: np.ndarray, labels: np.ndarray | None, signature: Any) -> AuditedRows:
+def _from_array(array: np.ndarray, labels: np.ndarray | None, columns: _Columns, signature: Any) -> AuditedRows:
     if array.dtype.kind not in "fiub":
         raise InvalidData(f"the rows must be numbers, not {array.dtype}")
     if array.ndim < 2:
@@ -184,15 +185,19 @@ def _from_array(array: np.ndarray, labels: np.ndarray | None, signature: Any) ->
     shape = _tensor_shape(signature)
     if shape is not None and tuple(array.shape[1:]) != shape:
         raise InvalidData(f"the rows have shape {array.shape[1:]}, the model's signature says {shape}")
-    names = _column_names(signature)
-    if names is not None and array.shape[1:] != (len(names),):
-        raise InvalidData(f"the rows have {array.shape[1:]} columns, the model's signature names {len(names)}")
+    given, names = columns.served or columns.names, columns.names
+    if given is not None and names is not None:
+        if array.shape[1:] != (len(given),):
+            raise InvalidData(f"the rows have {array.shape[1:]} columns, the model's signature names {len(given)}")
+        array = array[:, [given.index(name) for name in names]]
     names = names or _entry_names(array.shape[1:])
     ids = np.array([str(i) for i in range(len(array))])
-    return _checked(array.astype(np.float64), tuple(names), ids, labels)
+    return _checked(array.astype(np.float64), names, ids, labels, columns)
 
 
-def _checked(points: np.ndarray, names: tuple[str, ...], ids: np.ndarray, labels: np.ndarray | None) -> AuditedRows:
+def _checked(
+    points: np.ndarray, names: Sequence[str], ids: np.ndarray, labels: np.ndarray | None, columns: _Columns
+) -> AuditedRows:
     if len(points) == 0:
         raise InvalidData("the data has no rows: nothing can be certified from an empty table")
     if len(set(ids.tolist())) != len(ids):
@@ -204,19 +209,52 @@ def _checked(points: np.ndarray, names: tuple[str, ...], ids: np.ndarray, labels
         raise InvalidData(
             f"row {ids[row]}, column {names[column]!r}: {value} is not a finite number ({len(bad)} in all)"
         )
-    if labels is not None and len(labels) != len(points):
-        raise InvalidData(f"{len(labels)} labels for {len(points)} rows")
-    return AuditedRows(points, names, ids, points.std(axis=0), labels)
+    if labels is not None:
+        _check_labels(labels, ids)
+    served = None if columns.served is None else tuple(columns.served)
+    return AuditedRows(points, tuple(names), ids, _scale(points), labels, served, columns.order)
+
+
+def _check_labels(labels: np.ndarray, ids: np.ndarray) -> None:
+    """A row without a label belongs to no group, so a stratified sample would silently leave it out."""
+    if labels.shape != ids.shape:
+        raise InvalidData(f"labels of shape {labels.shape} for {len(ids)} rows")
+    missing = np.flatnonzero(pd.isna(labels))
+    if missing.size:
+        raise InvalidData(f"row {ids[missing[0]]} has no label to stratify by ({missing.size} in all)")
+
+
+def _scale(points: np.ndarray) -> np.ndarray:
+    # The mean of equal numbers is rounded, so the standard deviation of a constant column need not come out as 0.
+    spread, largest = points.std(axis=0), np.abs(points).max(axis=0)
+    return np.where((np.ptp(points, axis=0) == 0) | (spread <= _CONSTANT * largest), 0.0, spread)
 
 
 def _numbers(column: pd.Series, ids: np.ndarray) -> np.ndarray:
     """The column as float64. Text is refused even when it looks like a number; a missing cell is NaN, refused later."""
-    if pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
-        return column.to_numpy(dtype=np.float64, na_value=np.nan)
-    for where, value in zip(ids, column, strict=True):
-        if isinstance(value, (str, bytes)) or not np.isscalar(value):
-            raise InvalidData(f"row {where}, column {column.name!r}: {value!r} is not a number")
+    if pd.api.types.is_complex_dtype(column):
+        raise InvalidData(f"column {column.name!r} holds complex numbers; an input of a model is a real one")
+    if not (pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column)):
+        for where, value in zip(ids, column, strict=True):
+            if isinstance(value, (str, bytes, complex)) or not np.isscalar(value):
+                raise InvalidData(f"row {where}, column {column.name!r}: {value!r} is not a number")
     return column.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _columns(signature: Any, fitted_names: Sequence[str]) -> _Columns:
+    signed, fitted = _column_names(signature), [str(name) for name in fitted_names]
+    if signed and fitted and sorted(signed) != sorted(fitted):
+        raise InvalidData(
+            f"the model's signature names the columns {', '.join(map(repr, signed))}, and the model was fitted on "
+            f"{', '.join(map(repr, fitted))}: log it again with a signature of the columns it was fitted on"
+        )
+    if fitted:
+        return _Columns(fitted, signed or fitted, "by the names the model was fitted with")
+    if signed:
+        return _Columns(signed, signed, "by the names in the model's signature")
+    return _Columns(
+        None, None, "as in the data: neither the model nor its signature names columns, so none was checked"
+    )
 
 
 def _column_names(signature: Any) -> list[str] | None:

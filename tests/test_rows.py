@@ -150,10 +150,102 @@ def test_tensor_entries_are_named_by_position() -> None:
 
 def test_the_served_model_gets_what_its_signature_asks_for() -> None:
     rows = load_rows(frame(), COLUMNS)
-    served = rows.as_input(COLUMNS)
+    served = rows.served_input(rows.points)
     assert isinstance(served, pd.DataFrame)
     assert list(served.columns) == ["age", "income"]
-    assert isinstance(rows.as_input(TENSOR), np.ndarray)
+    tensor = load_rows(frame()[["income", "age"]], TENSOR)
+    assert tensor.served_input(tensor.points) is tensor.points
+
+
+@pytest.mark.parametrize("signature", [None, COLUMNS, TENSOR])
+def test_the_names_of_the_fit_order_the_columns(signature: ModelSignature | None) -> None:
+    data = frame()[["age", "income"]]
+    rows = load_rows(data, signature, None, ("income", "age"))
+    assert rows.feature_names == ("income", "age")
+    np.testing.assert_array_equal(rows.points, data[["income", "age"]])
+    served = rows.served_input(rows.points)
+    assert isinstance(served, pd.DataFrame)
+    # MLflow hands the columns over in the order of the signature, and each keeps its own values.
+    assert list(served.columns) == (["age", "income"] if signature is COLUMNS else ["income", "age"])
+    np.testing.assert_array_equal(served["income"], data["income"])
+
+
+def test_an_array_is_in_the_order_of_the_signature() -> None:
+    array = np.array([[1.0, 10.0], [2.0, 20.0]])
+    assert load_rows(array, COLUMNS, None, ("income", "age")).points.tolist() == [[10, 1], [20, 2]]
+    assert load_rows(array, None, None, ("income", "age")).points.tolist() == array.tolist()
+
+
+def test_a_signature_of_other_columns_than_the_fit_is_refused() -> None:
+    with pytest.raises(InvalidData, match=r"signature names the columns 'age', 'income'.*fitted on 'age', 'bmi'"):
+        load_rows(frame(), COLUMNS, None, ("age", "bmi"))
+
+
+def test_the_rows_say_where_the_order_of_their_columns_comes_from() -> None:
+    assert "fitted" in load_rows(frame(), COLUMNS, None, ("income", "age")).order
+    assert "signature" in load_rows(frame(), COLUMNS).order
+    assert "none was checked" in load_rows(frame()[["age", "income"]], None).order
+
+
+@pytest.mark.parametrize("missing", [np.nan, None, pd.NaT])
+def test_a_row_without_a_label_is_refused(missing: object) -> None:
+    """It is in no group of a stratified draw, so it would be left out without a word."""
+    table = frame()
+    table["label"] = np.array(["a", missing, "a", "b"], dtype=object)
+    with pytest.raises(InvalidData, match="row 6 has no label"):
+        load_rows(table, COLUMNS, policy("{points: {stratify: label, sample: 3}}"))
+
+
+def test_missing_labels_beside_arrays_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "rows.npz", points=np.zeros((3, 2)), labels=np.array([0.0, np.nan, 1.0]))
+    with pytest.raises(InvalidData, match="row 1 has no label"):
+        load_rows(tmp_path / "rows.npz", COLUMNS)
+    np.savez(tmp_path / "rows.npz", points=np.zeros((3, 2)), labels=np.zeros((3, 1)))
+    with pytest.raises(InvalidData, match=r"labels of shape \(3, 1\)"):
+        load_rows(tmp_path / "rows.npz", COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("age,income\n1,10,5\n2,20,6\n", "line 2: 3 cells, and the header has 2"),
+        ("age,income\n1,10\n2,20,6\n", "line 3: 3 cells, and the header has 2"),
+        ("age,income,note\n1,10,x\n2,20\n", "line 3: 2 cells, and the header has 3"),
+        ("age,income,age\n1,10,7\n", "two columns are named 'age'"),
+    ],
+)
+def test_a_csv_that_would_have_to_be_repaired_is_refused(text: str, shown: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(text)
+    with pytest.raises(InvalidData, match=shown):
+        load_rows(path, COLUMNS)
+
+
+def test_a_csv_as_others_write_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('\ufeff"age","income","note"\r\n1,10,"a,\nb"\r\n\r\n2,20,\r\n', encoding="utf-8", newline="")
+    assert load_rows(path, COLUMNS).points.tolist() == [[1, 10], [2, 20]]
+    frame().to_csv(path)  # with the index as a column without a name
+    assert load_rows(path, COLUMNS).points.tolist() == [[1, 10], [2, 20], [3, 30], [4, 40]]
+
+
+@pytest.mark.parametrize("kind", [complex, object])
+def test_complex_numbers_are_refused(kind: type) -> None:
+    table = frame()
+    table["age"] = np.array([1, 2 + 3j, 3, 4]).astype(kind)
+    with pytest.raises(InvalidData, match="column 'age'"):
+        load_rows(table, COLUMNS)
+
+
+def test_a_row_id_is_one_line() -> None:
+    table = frame()
+    table.index = ["a\n::stop-commands::x", "b\x1b[2J", "c\u202e", "::d"]
+    assert load_rows(table, COLUMNS).point_ids.tolist() == [
+        "a\\n::stop-commands::x",
+        "b\\x1b[2J",
+        "c\\u202e",
+        "\\::d",
+    ]
 
 
 def labeled(counts: list[int]) -> AuditedRows:

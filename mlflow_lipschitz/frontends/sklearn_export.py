@@ -33,10 +33,11 @@ def sklearn_to_onnx(estimator: Any, example: Any = None) -> onnx.ModelProto:
 
     Args:
         estimator: regressor, classifier, or pipeline ending in one.
-        example: (rows, features) rows on which a classifier's logits are checked; random rows when None.
+        example: (rows, features) rows on which a classifier's logits are checked; random rows when None. A frame is
+            taken by the names the estimator was fitted with, an array is in the order of the fit.
 
     Raises:
-        UsageError: not fitted.
+        UsageError: not fitted, or a frame without one of its columns.
         UnsupportedOperator: skl2onnx cannot convert it, or it is not a classifier with one label per row.
         FidelityError: no cut of the exported classifier gives its scores.
     """
@@ -44,7 +45,7 @@ def sklearn_to_onnx(estimator: Any, example: Any = None) -> onnx.ModelProto:
     if features is None:
         raise UsageError(f"{type(estimator).__name__} is not fitted: it has no n_features_in_")
     classes = getattr(estimator, "classes_", None)
-    rows = np.random.default_rng(0).normal(size=(32, features)) if example is None else np.asarray(example, dtype=float)
+    rows = np.random.default_rng(0).normal(size=(32, features)) if example is None else _in_order(estimator, example)
     if classes is None:
         return _checked(estimator, _converted(estimator, {}), rows)
     if np.ndim(classes) != 1 or len(classes) < 2 or np.ndim(estimator.predict(_as_fitted(estimator, rows))) != 1:
@@ -62,8 +63,19 @@ def _with_positions(estimator: Any) -> Any:
     return copied
 
 
+def _in_order(estimator: Any, example: Any) -> np.ndarray:
+    """The example as an array, its columns in the order of the fit: the exported model takes them by position."""
+    names = getattr(estimator, "feature_names_in_", None)
+    if names is not None and hasattr(example, "columns"):
+        missing = [name for name in names if name not in example.columns]
+        if missing:
+            raise UsageError(f"the example has no column {missing[0]!r}, which the estimator was fitted with")
+        example = example[list(names)]
+    return np.asarray(example, dtype=float)
+
+
 def _as_fitted(estimator: Any, rows: np.ndarray) -> Any:
-    """The rows with the column names the estimator was fitted with, if it was."""
+    """Rows that are in the order of the fit, with the column names the estimator was fitted with, if it was."""
     names = getattr(estimator, "feature_names_in_", None)
     if names is None:
         return rows

@@ -63,8 +63,10 @@ class Question:
 
     @property
     def radius(self) -> np.ndarray:
-        """(*input_shape), how far each feature may move, raw units."""
-        return self.size * self.unit
+        """(*input_shape), how far each feature may move, raw units; a product that had to be rounded is rounded up."""
+        product = self.size * self.unit
+        exact = (self.unit == 0) | (self.unit == 1) | (self.size == 1)
+        return np.asarray(np.where(exact, product, np.nextafter(product, np.inf)))
 
     def region(self, points: np.ndarray) -> Box | LpBall:
         """The perturbed inputs around `points` (P, *input_shape)."""
@@ -78,7 +80,7 @@ def question_of(policy: AuditPolicy, rows: AuditedRows, output_names: Sequence[s
 
     Raises:
         PolicyError: a check that this kind of output cannot have.
-        InvalidData: a constant column, whose standard deviation would be the unit.
+        InvalidData: a column that is constant up to rounding, whose standard deviation would be the unit.
     """
     names = rows.feature_names
     output = policy.resolve_output(output_names)
@@ -117,8 +119,8 @@ def _unit(policy: AuditPolicy, rows: AuditedRows) -> tuple[np.ndarray, float]:
     constant = [name for name, s, m in zip(rows.feature_names, spread, moves, strict=True) if m and s == 0.0]
     if constant:
         raise InvalidData(
-            f"column {constant[0]!r} is constant in the data, so it has no standard deviation to measure a perturbation"
-            " in: list it under inputs.immutable, or give radii per feature"
+            f"column {constant[0]!r} is constant in the data, or varies by less than a billionth of its size, so it has"
+            " no standard deviation to measure a perturbation in: list it under inputs.immutable, or give radii per feature"
         )
     return spread * moves, float(radius)
 

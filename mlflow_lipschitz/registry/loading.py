@@ -19,12 +19,15 @@ from mlflow_lipschitz.registry.mlmodel import ModelDescription, inside
 from mlflow_lipschitz.safe_loading.pt2 import load_pt2
 from mlflow_lipschitz.safe_loading.skops import load_skops
 
-Served = Callable[[np.ndarray], np.ndarray]
+Served = Callable[[np.ndarray | pd.DataFrame], np.ndarray]
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """`model` is what `frontends.to_onnx` accepts; `served` maps points (P, *input shape) to outputs (P, …)."""
+    """`model` is what `frontends.to_onnx` accepts; `served` maps points (P, *input shape) to outputs (P, …).
+
+    Points may be a frame. Estimators that know their columns then take them by name, and refuse what they do not know.
+    """
 
     model: Any
     served: Served
@@ -72,7 +75,7 @@ class _OnnxServer:
         except (RuntimeError, ValueError) as error:  # onnxruntime's own exceptions derive from RuntimeError
             raise RegistryError(f"onnxruntime cannot serve {path.name}: {error}") from error
 
-    def __call__(self, points: np.ndarray) -> np.ndarray:
+    def __call__(self, points: np.ndarray | pd.DataFrame) -> np.ndarray:
         inputs = self._session.get_inputs()
         if len(inputs) != 1:
             raise RegistryError(f"the ONNX model has {len(inputs)} inputs; models with one input can be audited.")
@@ -95,7 +98,7 @@ def _module_server(module: Callable[..., Any], example_inputs: Any) -> Served:
         raise RegistryError(f"the exported program has {len(tensors)} inputs; models with one input can be audited.")
     dtype = tensors[0].dtype if tensors else torch.float32
 
-    def served(points: np.ndarray) -> np.ndarray:
+    def served(points: np.ndarray | pd.DataFrame) -> np.ndarray:
         with torch.no_grad():
             answer = module(torch.as_tensor(np.asarray(points), dtype=dtype))
         first = answer[0] if isinstance(answer, (tuple, list)) else answer
@@ -119,9 +122,11 @@ def estimator_server(estimator: Any) -> Served:
             f"the model's {type(estimator).__name__} cannot predict; log a fitted estimator or pipeline."
         )
 
-    def served(points: np.ndarray) -> np.ndarray:
-        rows = np.asarray(points)
-        return np.asarray(method(rows if names is None else pd.DataFrame(rows, columns=list(names))))
+    def served(points: np.ndarray | pd.DataFrame) -> np.ndarray:
+        if names is None:
+            return np.asarray(method(np.asarray(points)))
+        # Only an array, which has no names of its own, is taken to be in the order of the fit.
+        return np.asarray(method(points if isinstance(points, pd.DataFrame) else pd.DataFrame(points, columns=names)))
 
     return served
 

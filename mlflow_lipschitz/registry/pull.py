@@ -34,7 +34,7 @@ class PulledModel:
         run_id: of the run that logged the model.
         signature: MLflow's signature, None when the model was logged without.
         input_example: the stored example (rows first), None when there is none.
-        served: points (P, *input shape) -> outputs (P, …), as the deployed model answers.
+        served: points (P, *input shape), an array or a frame -> outputs (P, …), as the deployed model answers.
         model: the loaded object, see `load_model_object`.
     """
 
@@ -59,6 +59,12 @@ class PulledModel:
         if not named and isinstance(self.input_example, pd.DataFrame):
             return tuple(str(column) for column in self.input_example.columns)
         return named
+
+    @property
+    def fitted_names(self) -> tuple[str, ...]:
+        """Names the estimator was fitted with, in the order of its inputs; empty for models that know no names."""
+        names = getattr(self.model, "feature_names_in_", None)
+        return () if names is None else tuple(str(name) for name in names)
 
     @property
     def output_names(self) -> tuple[str, ...]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from fractions import Fraction
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from mlflow_lipschitz.errors import InvalidData, PolicyError
@@ -43,7 +47,17 @@ def test_raw_radius_is_in_input_units() -> None:
 def test_standardized_radius_is_in_standard_deviations_of_the_data() -> None:
     question = asked("{norm: linf, radius: 0.5, scale: standardized}")
     np.testing.assert_array_equal(question.unit, POINTS.std(axis=0))
-    np.testing.assert_array_equal(question.radius, 0.5 * POINTS.std(axis=0))
+    np.testing.assert_allclose(question.radius, 0.5 * POINTS.std(axis=0), rtol=1e-15)
+
+
+def test_a_radius_that_had_to_be_rounded_is_not_smaller_than_asked() -> None:
+    question = asked("{norm: linf, radius: 0.3, scale: standardized}", inputs="{immutable: [code]}")
+    wanted = [Fraction(0.3) * Fraction(unit) for unit in question.unit.tolist()]
+    given = [Fraction(radius) for radius in question.radius.tolist()]
+    assert all(radius >= exact for radius, exact in zip(given, wanted, strict=True))
+    assert given[1] == 0
+    tiny = replace(question, size=5e-324, unit=np.array([0.25, 0.0, 1.0]))
+    np.testing.assert_array_equal(tiny.radius, [5e-324, 0.0, 5e-324])
 
 
 def test_radii_per_feature_are_the_unit_together() -> None:
@@ -70,6 +84,19 @@ def test_a_constant_column_is_no_unit() -> None:
     given = AuditedRows(constant, NAMES, np.array(["0", "1", "2"]), constant.std(axis=0))
     with pytest.raises(InvalidData, match="'code' is constant"):
         question_of(policy, given, ("score",))
+
+
+@pytest.mark.parametrize("column", [np.full(200, 0.1), 1e9 + np.arange(200) * 1e-4, np.full(200, -1e300)])
+def test_a_column_that_is_constant_up_to_rounding_is_no_unit(column: np.ndarray) -> None:
+    """The standard deviation of 200 times 0.1 is not 0: as a unit it would freeze the feature and prove nothing of it."""
+    policy = load_policy(
+        "apiVersion: mlflow-lipschitz/v1\nkind: AuditPolicy\nmetadata: {name: p, version: 1}\nmodel: {output: 0}\n"
+        "perturbation: {norm: linf, radius: 0.5, scale: standardized}\n"
+        "checks:\n  - {id: lip, type: lipschitz_at_most, max: 1.0}\n"
+    )
+    data = pd.DataFrame({"moves": np.arange(200.0), "stays": column})
+    with pytest.raises(InvalidData, match="'stays' is constant"):
+        question_of(policy, load_rows(data, None), ("score",))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
