@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from mlflow_lipschitz import __version__
 from mlflow_lipschitz.certificates.schema import Certificates
 from mlflow_lipschitz.certify.execution import resolve_device
 from mlflow_lipschitz.engine.ir.graph import Graph
-from mlflow_lipschitz.errors import AuditError, InvalidData, RegistryError, UsageError
+from mlflow_lipschitz.errors import AuditError, InvalidData, RegistryError
 from mlflow_lipschitz.frontends.fidelity import FidelityReport, replay
 from mlflow_lipschitz.frontends.lowering import lower
 from mlflow_lipschitz.frontends.to_onnx import to_onnx
@@ -27,11 +26,15 @@ from mlflow_lipschitz.mlflow_plugin.logging import log_audit
 from mlflow_lipschitz.pipeline.artifacts import facts, write_artifacts
 from mlflow_lipschitz.pipeline.baseline import baseline_of
 from mlflow_lipschitz.pipeline.measure import Arrays, MeasureOptions, Progress, counterexamples, measure
+from mlflow_lipschitz.pipeline.on_pass import promoted_on_pass, refuse_alias_without_version
 from mlflow_lipschitz.pipeline.question import Question, question_of
 from mlflow_lipschitz.pipeline.row_bounds import table_columns
 from mlflow_lipschitz.pipeline.tracking import audit_run
+from mlflow_lipschitz.pipeline.workplace import workplace
 from mlflow_lipschitz.policy import AuditPolicy, load_policy
 from mlflow_lipschitz.registry.attestation import Attestation, Evidence, make_attestation
+from mlflow_lipschitz.registry.loading import Served
+from mlflow_lipschitz.registry.promotion import PromotionResult
 from mlflow_lipschitz.registry.pull import PulledModel, load_model_object, pull
 from mlflow_lipschitz.report.content import ReportContent
 from mlflow_lipschitz.rows import AuditedRows, Data, load_rows
@@ -58,7 +61,10 @@ class AuditOptions:
 
 @dataclass(frozen=True)
 class AuditResult:
-    """What an audit found. `directory` holds all artifacts; `run_id` is None until the audit is logged."""
+    """What an audit found. `directory` holds all artifacts; `run_id` is None until the audit is logged.
+
+    `promotion` is the alias that the policy asked for and the version got; None when it asked for none or did not pass.
+    """
 
     model: PulledModel
     policy: AuditPolicy
@@ -72,6 +78,7 @@ class AuditResult:
     attestation: Attestation
     directory: Path
     run_id: str | None = None
+    promotion: PromotionResult | None = None
 
 
 def audit(
@@ -83,13 +90,13 @@ def audit(
     options: AuditOptions | None = None,
     progress: Progress | None = None,
 ) -> AuditResult:
-    """Audit a model against a policy and record the outcome in MLflow.
+    """Audit a model against a policy, record the outcome in MLflow, and set the alias that `gate.on_pass` names.
 
     Args:
         model_uri: `models:/name/3`, `models:/name@alias`, `models:/m-…`, `runs:/…`, or a folder.
         data: rows to audit, see `load_rows`; None takes the model's input example.
         policy: a file, YAML text, or a loaded policy.
-        out: directory for the artifacts; a new temporary one when None.
+        out: directory for the artifacts, emptied of an earlier audit's results; a new temporary one when None.
         progress: called with (rows done, rows in all, median relative gap).
     Raises:
         PolicyError, InvalidData, UsageError, UntrustedModel: nothing was audited; something has to be changed first.
@@ -97,17 +104,20 @@ def audit(
     """
     options = options or AuditOptions()
     resolve_device(options.device)
-    policy = policy if isinstance(policy, AuditPolicy) else load_policy(policy)
-    pulled = pull(model_uri, trust_pickle=options.trust_pickle, tracking_uri=options.tracking_uri)
-    rows = load_rows(_data_or_example(data, pulled), pulled.signature, policy)
-    directory = _directory(out)
-    with audit_run(pulled, options.tracking_uri) as run_id:
-        result = audit_rows(pulled, rows, policy, directory, options=options, progress=progress)
-        try:
-            log_audit(result, tracking_uri=options.tracking_uri, run_id=run_id)
-        except RegistryError as error:
-            raise AuditError(f"{error}\nThe bounds and reports are kept in {directory}") from error
-    return replace(result, run_id=run_id)
+    with workplace(out) as directory:
+        policy = policy if isinstance(policy, AuditPolicy) else load_policy(policy)
+        pulled = pull(model_uri, trust_pickle=options.trust_pickle, tracking_uri=options.tracking_uri)
+        refuse_alias_without_version(policy, pulled)
+        rows = load_rows(_data_or_example(data, pulled), pulled.signature, policy, pulled.fitted_names)
+        with audit_run(pulled, options.tracking_uri) as run_id:
+            result = audit_rows(pulled, rows, policy, directory, options=options, progress=progress)
+            try:
+                log_audit(result, tracking_uri=options.tracking_uri, run_id=run_id)
+            except RegistryError as error:
+                raise AuditError(f"{error}\nThe bounds and reports are kept in {directory}") from error
+        passed = result.verdict.status == "passed"
+        promotion = promoted_on_pass(policy, pulled, run_id, options.tracking_uri) if passed else None
+    return replace(result, run_id=run_id, promotion=promotion)
 
 
 def audit_rows(
@@ -127,7 +137,7 @@ def audit_rows(
     policy.bind(rows.feature_names, outputs)
     question = question_of(policy, rows, outputs)
     baseline = baseline_of(policy, options.tracking_uri)
-    fidelity = replay(graph, onnx_model, rows.points, pulled.served)
+    fidelity = replay(graph, onnx_model, rows.points, _served_by_name(pulled, rows))
 
     arrays = measure(graph, rows, question, directory, _measure_options(options, policy), progress)
     table = BoundsTable.from_columns(*table_columns(rows, question, arrays))
@@ -142,7 +152,7 @@ def audit_rows(
     )
 
     certificates = _certificates(graph, rows, question, arrays, outputs)
-    described = facts(policy, question, graph.content_hash(), fidelity, certificates.method)
+    described = facts(policy, question, graph.content_hash(), fidelity, certificates.method, rows.order)
     content = _content(pulled, policy, verdict, table, certificates, described)
     metrics = {**table.metrics(), **verdict.metrics(), "lipschitz/seconds_total": seconds}
     hashes = write_artifacts(directory, table, policy, certificates, content)
@@ -160,13 +170,10 @@ def _data_or_example(data: Data | None, pulled: PulledModel) -> Data:
     return pulled.input_example
 
 
-def _directory(out: str | Path | None) -> Path:
-    path = Path(tempfile.mkdtemp(prefix="mlflow-lipschitz-audit-")) if out is None else Path(out)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out {path} cannot be used: {error.strerror}") from error
-    return path
+def _served_by_name(pulled: PulledModel, rows: AuditedRows) -> Served | None:
+    """The served model, handed the audited columns as MLflow hands them over: a column mixed up shows in the replay."""
+    served = pulled.served
+    return None if served is None else lambda points: served(rows.served_input(np.asarray(points)))
 
 
 def _output_names(graph: Graph, pulled: PulledModel, policy: AuditPolicy) -> tuple[str, ...]:

@@ -152,10 +152,12 @@ class Engine(Section):
     """How much work the engine may put into one row."""
 
     budget_per_point_s: Positive | None = Field(
-        default=5.0, description="Seconds of search per row; null means one propagation pass without search."
+        default=5.0,
+        description="Seconds of search per row. Recorded; today every row gets one propagation pass without search.",
     )
     target_gap: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.02, description="Relative gap between upper and lower bound at which the search on a row stops."
+        default=0.02,
+        description="Relative gap between the bounds at which the search on a row stops. Recorded; there is no search yet.",
     )
     precision: Literal["float64"] = Field(default="float64", description="Arithmetic the bounds are computed in.")
 
@@ -164,7 +166,9 @@ class OnPass(Section):
     """What a passed audit leads to."""
 
     alias: Annotated[str, Field(pattern=r"^[\w-]+$", max_length=255), AfterValidator(_usable_alias)] | None = Field(
-        default=None, description="Registry alias to set on the model version."
+        default=None,
+        description="Registry alias that an audit sets on a version that passes, after promotion's own checks. An evaluation"
+        " by MLflow sets none.",
     )
 
 

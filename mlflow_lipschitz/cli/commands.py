@@ -17,6 +17,7 @@ import click
 from mlflow_lipschitz.cli.failures import BLOCKED, FAILED, PASSED
 from mlflow_lipschitz.cli.output import show_audit, show_support
 from mlflow_lipschitz.cli.progress import progress
+from mlflow_lipschitz.plain_text import safe_lines
 
 if TYPE_CHECKING:
     from mlflow_lipschitz.audit import AuditResult
@@ -109,7 +110,7 @@ def promote(request: PromoteRequest) -> int:
         policy=request.policy,
         options=PromotionOptions(dry_run=request.dry_run, tracking_uri=request.tracking_uri),
     )
-    click.echo(str(result))
+    click.echo(safe_lines(result))
     return PASSED
 
 
@@ -130,7 +131,7 @@ def policy_init(request: ModelRequest, data: Path | None) -> int:
 
     pulled = pull(request.model_uri, trust_pickle=request.trust_pickle, tracking_uri=request.tracking_uri)
     source = data if data is not None else pulled.input_example
-    rows = load_rows(source, pulled.signature) if source is not None else None
+    rows = load_rows(source, pulled.signature, None, pulled.fitted_names) if source is not None else None
     click.echo(propose_policy(pulled.name or "my-model", pulled.signature, rows), nl=False)
     return PASSED
 
@@ -154,7 +155,7 @@ def support(request: ModelRequest) -> int:
     if example is not None:
         from mlflow_lipschitz.rows import load_rows
 
-        example = load_rows(example, pulled.signature).points
+        example = load_rows(example, pulled.signature, None, pulled.fitted_names).points
     nodes = support_table(to_onnx(load_model_object(pulled), example))
     show_support(nodes)
     return FAILED if any(node.verdict == "unsupported" for node in nodes) else PASSED

@@ -26,7 +26,6 @@ inputs:
   points: {{sample: 200, seed: 7}}  # add stratify: COLUMN to keep the proportions of a label column
 {domain}{immutable}\
 perturbation: {{norm: linf, radius: {radius}, scale: {scale}}}  # raw: input units; standardized: standard deviations
-engine: {{budget_per_point_s: 5, target_gap: 0.02}}
 checks:
   # Largest change of the output per unit of perturbation. Audit once, read lipschitz/upper_max, then decide.
   - {{id: steadiness, type: lipschitz_at_most, max: 100.0}}
@@ -34,7 +33,7 @@ checks:
   - {{id: enough, type: points_at_least, min: {points}}}
   - {{id: coverage, type: certified_fraction_at_least, min: 1.0}}
   - {{id: time, type: time_at_most, max: 600, severity: info}}
-gate: {{fail_on: critical, on_pass: {{alias: certified}}}}
+gate: {{fail_on: critical}}  # on_pass: {{alias: NAME}} here would set that alias on every version that passes
 """
 
 

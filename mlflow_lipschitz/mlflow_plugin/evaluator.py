@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from mlflow.models.evaluation.base import ModelEvaluator
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mlflow.models import EvaluationResult
 
     from mlflow_lipschitz.audit import AuditResult
@@ -26,7 +28,8 @@ class LipschitzEvaluator(ModelEvaluator):
 
     A policy that blocks does not raise, so evaluators beside this one still run: the metrics, the artifacts and the tag
     `lipschitz.verdict` say it (`raise_on_block` raises). An audit that cannot be completed does raise, after marking
-    the version with the verdict `error`.
+    the version with the verdict `error`. An evaluation changes no alias: `gate.on_pass.alias` is for audits by the command
+    line and by `mlflow_lipschitz.audit`.
     """
 
     @classmethod
@@ -57,11 +60,12 @@ class LipschitzEvaluator(ModelEvaluator):
         from mlflow_lipschitz.mlflow_plugin.config import parse_config
         from mlflow_lipschitz.mlflow_plugin.logging import log_audit, loggable
         from mlflow_lipschitz.mlflow_plugin.results import evaluation_result
+        from mlflow_lipschitz.pipeline.workplace import workplace
 
         config = parse_config(evaluator_config or {})
         uri = _uri(config, model)
-        with _marked_on_failure(uri, run_id):
-            result = _audit(config, uri, dataset)
+        with _marked_on_failure(uri, run_id), workplace(config.out) as directory:
+            result = _audit(config, uri, dataset, directory)
             # MLflow logs the returned metrics itself when, and only when, it knows the model's id.
             log_audit(result, run_id=run_id, dataset=_known_rows(run_id), metrics=known.get("model_id") is None)
             answer = evaluation_result(result, loggable(result.metrics), run_id)
@@ -94,10 +98,7 @@ def _uri_of(model: Any) -> str | None:
     return None
 
 
-def _audit(config: EvaluatorConfig, uri: str, dataset: Any) -> AuditResult:
-    import tempfile
-    from pathlib import Path
-
+def _audit(config: EvaluatorConfig, uri: str, dataset: Any, directory: Path) -> AuditResult:
     from mlflow_lipschitz.audit import AuditOptions, audit_rows
     from mlflow_lipschitz.mlflow_plugin.results import rows_of
     from mlflow_lipschitz.policy import load_policy
@@ -106,9 +107,7 @@ def _audit(config: EvaluatorConfig, uri: str, dataset: Any) -> AuditResult:
 
     policy = load_policy(config.policy)
     pulled = pull(uri, trust_pickle=config.trust_pickle)
-    rows = load_rows(rows_of(dataset, policy), pulled.signature, policy)
-    directory = Path(config.out or tempfile.mkdtemp(prefix="mlflow-lipschitz-audit-"))
-    directory.mkdir(parents=True, exist_ok=True)
+    rows = load_rows(rows_of(dataset, policy), pulled.signature, policy, pulled.fitted_names)
     options = AuditOptions(device=config.device, chunk_size=config.chunk_size, trust_pickle=config.trust_pickle)
     return audit_rows(pulled, rows, policy, directory, options=options)
 
@@ -150,7 +149,7 @@ def _raise_if_blocked(result: AuditResult, config: EvaluatorConfig) -> None:
     from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
     if config.raise_on_block and result.verdict.status != "passed":
-        failed = ", ".join(outcome.id for outcome in result.verdict.checks if not outcome.passed)
+        failed = ", ".join(outcome.id for outcome in result.verdict.checks if outcome.blocking)
         raise MlflowException(
             f"the policy {result.policy.reference} does not pass ({result.verdict.status}): {failed}",
             error_code=INVALID_PARAMETER_VALUE,

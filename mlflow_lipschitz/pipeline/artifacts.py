@@ -45,8 +45,10 @@ def write_artifacts(
     return {name: sha256_of(directory / name) for name in sorted(written)}
 
 
-def facts(policy: AuditPolicy, question: Question, graph_hash: str, fidelity: Any, method: str) -> Mapping[str, str]:
-    """What a reader needs to judge and to repeat the audit."""
+def facts(
+    policy: AuditPolicy, question: Question, graph_hash: str, fidelity: Any, method: str, order: str
+) -> Mapping[str, str]:
+    """What a reader needs to judge and to repeat the audit; `order` says where the order of the columns comes from."""
     perturbation = policy.perturbation
     radius = perturbation.radius
     described = (
@@ -58,6 +60,8 @@ def facts(policy: AuditPolicy, question: Question, graph_hash: str, fidelity: An
         "domain": domain or "none",
         "does not move": ", ".join(policy.inputs.immutable) or "–",
         "judged output": str(policy.model.output),
+        "columns": order,
+        "effort": "one propagation pass; no budget used, whatever engine.budget_per_point_s and target_gap say",
         "method": f"{method}; sound, incomplete: a bound may be larger than the truth, never smaller",
         "arithmetic": ARITHMETIC,
         "graph": f"sha256 {graph_hash}",

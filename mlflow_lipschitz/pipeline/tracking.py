@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -13,6 +14,8 @@ from mlflow_lipschitz.mlflow_plugin.logging import log_failure
 from mlflow_lipschitz.registry.pull import PulledModel
 from mlflow_lipschitz.registry.store import client_for, store_errors
 
+_LABEL = "lipschitz.attempt"
+
 
 @contextmanager
 def audit_run(pulled: PulledModel, tracking_uri: str | None = None) -> Iterator[str]:
@@ -21,23 +24,34 @@ def audit_run(pulled: PulledModel, tracking_uri: str | None = None) -> Iterator[
     Raises:
         RegistryError: the store does not answer, or the run disappeared meanwhile.
     """
-    client = client_for(tracking_uri)
-    with store_errors("start a run for the audit"):
-        experiment = os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"
-        if pulled.run_id:
-            experiment = client.get_run(pulled.run_id).info.experiment_id
-        run_id = client.create_run(experiment, run_name=f"lipschitz audit of {pulled.uri}").info.run_id
+    client, label = client_for(tracking_uri), uuid.uuid4().hex
+    experiment, run_id = os.environ.get("MLFLOW_EXPERIMENT_ID") or "0", None
     try:
+        with store_errors("start a run for the audit"):
+            if pulled.run_id:
+                experiment = client.get_run(pulled.run_id).info.experiment_id
+            name = f"lipschitz audit of {pulled.uri}"
+            run_id = client.create_run(experiment, run_name=name, tags={_LABEL: label}).info.run_id
         yield run_id
     except BaseException as error:
         # The first failure is the one to report; that the store is gone too would hide it.
         with suppress(RegistryError):
-            if _says_something_about_the_model(error):
+            if run_id and _says_something_about_the_model(error):
                 log_failure(pulled, run_id, tracking_uri=tracking_uri)
         with suppress(RegistryError):
-            _end(client, run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            _abandon(client, experiment, run_id, label, error)
         raise
     _end(client, run_id, "FINISHED")
+
+
+def _abandon(client: MlflowClient, experiment: str, run_id: str | None, label: str, error: BaseException) -> None:
+    """End the run; one that was interrupted between the store's answer and ours has no known id, only its label."""
+    if run_id is not None:
+        _end(client, run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+    elif not isinstance(error, Exception):
+        with store_errors("look for an interrupted run"):
+            for run in client.search_runs([experiment], f"tags.`{_LABEL}` = '{label}'"):
+                _end(client, run.info.run_id, "KILLED")
 
 
 def _says_something_about_the_model(error: BaseException) -> bool:

@@ -1,0 +1,57 @@
+"""However an audit ends, its run does not stay RUNNING."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from mlflow_lipschitz.errors import InvalidData
+from mlflow_lipschitz.pipeline.tracking import audit_run
+from mlflow_lipschitz.registry.pull import PulledModel, pull
+from tests.registry.conftest import sqlite_store, store  # noqa: F401
+from tests.registry.stores import log_onnx
+
+pytestmark = pytest.mark.usefixtures("store")
+
+
+@pytest.fixture
+def model() -> PulledModel:
+    return pull(log_onnx().model_uri)
+
+
+def newest(model: PulledModel, count: int = 1) -> list[Run]:
+    client = MlflowClient()
+    experiment = client.get_run(str(model.run_id)).info.experiment_id
+    return list(client.search_runs([experiment], order_by=["attributes.start_time DESC"], max_results=count))
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), "KILLED"), (InvalidData("bad row"), "FAILED")])
+def test_an_audit_that_stops_ends_its_run(error: BaseException, status: str, model: PulledModel) -> None:
+    with pytest.raises(type(error)), audit_run(model):
+        raise error
+    assert newest(model)[0].info.status == status
+    with audit_run(model):
+        pass
+    assert newest(model)[0].info.status == "FINISHED"
+
+
+def test_an_interruption_between_the_stores_answer_and_ours_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch, model: PulledModel
+) -> None:
+    created = MlflowClient.create_run
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        created(*arguments, **options)
+        raise KeyboardInterrupt
+
+    with audit_run(model) as other:  # of somebody else: it must go on
+        # Injected where a signal cannot be placed reliably: the run exists, and its id never arrives.
+        with monkeypatch.context() as patch:
+            patch.setattr(MlflowClient, "create_run", interrupted)
+            with pytest.raises(KeyboardInterrupt), audit_run(model):
+                raise AssertionError("never reached")
+        runs = newest(model, 2)
+        assert {run.info.run_id == other: run.info.status for run in runs} == {True: "RUNNING", False: "KILLED"}
