@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import traceback
@@ -13,6 +14,7 @@ from typing import Any
 import click
 
 from mlflow_lipschitz.errors import LipschitzError
+from mlflow_lipschitz.plain_text import one_line, safe_lines
 
 PASSED, BLOCKED, USAGE, FAILED = 0, 1, 2, 3
 
@@ -21,12 +23,12 @@ def exit_code_of(command: Callable[[], Any], *, verbose: bool = False) -> int:
     """Run `command` and return its exit code; an exception becomes a message on stderr and a code other than 0."""
     try:
         code = command()
-    except click.UsageError as error:
-        error.show()
-        return USAGE
     except click.ClickException as error:
-        error.show()
-        return FAILED
+        shown = io.StringIO()
+        error.show(file=shown)
+        # What was typed is repeated there; the lines themselves are click's.
+        click.echo("\n".join(one_line(line) for line in shown.getvalue().splitlines()), err=True)
+        return USAGE if isinstance(error, click.UsageError) else FAILED
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted: nothing was decided, so nothing is passed", err=True)
         return FAILED
@@ -57,8 +59,8 @@ def quiet_libraries() -> Iterator[None]:
 
 def _told(message: str, code: int, *, verbose: bool) -> int:
     if verbose:
-        click.echo(traceback.format_exc(), err=True)
-    click.echo(f"error: {message}", err=True)
+        click.echo(safe_lines(traceback.format_exc()), err=True)
+    click.echo(f"error: {safe_lines(message)}", err=True)
     return code
 
 

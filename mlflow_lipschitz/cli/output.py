@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mlflow_lipschitz.plain_text import one_line, safe_lines
 from mlflow_lipschitz.report.content import ReportContent, verdict_word
 
 if TYPE_CHECKING:
@@ -31,25 +32,29 @@ def show_audit(result: AuditResult, style: str, policy_file: str) -> None:
         return
     for line in check_lines(result.content):
         click.echo(line)
+    if result.promotion:
+        click.echo(safe_lines(result.promotion))
     if style == "github":
         _github(result, policy_file)
 
 
 def check_lines(content: ReportContent) -> list[str]:
-    """One line per check, then where it breaks, then the verdict."""
+    """One line per check, then where it breaks, then the verdict. Text from outside cannot break or hide a line."""
     checks = content.verdict.checks
-    width = max((len(check.id) for check in checks), default=0)
+    width = max((len(one_line(check.id)) for check in checks), default=0)
     lines = []
     for check in checks:
         word = verdict_word(check)
-        lines.append(f"{click.style(f'{word:<5}', fg=_COLORS[word])} {check.id:<{width}}  {check.message}")
+        lines.append(
+            f"{click.style(f'{word:<5}', fg=_COLORS[word])} {one_line(check.id):<{width}}  {one_line(check.message)}"
+        )
     seen: set[str] = set()
     for example in content.counterexamples:
         if example.check_id not in seen:
             seen.add(example.check_id)
-            lines.append(f"      {example.check_id}: {example}")
+            lines.append(f"      {one_line(f'{example.check_id}: {example}')}")
     color = "green" if content.verdict.status == "passed" else "red"
-    lines.append(click.style(f"{content.verdict.status}: {content.model}", fg=color, bold=True))
+    lines.append(click.style(f"{content.verdict.status}: {one_line(content.model)}", fg=color, bold=True))
     return lines
 
 
@@ -64,6 +69,7 @@ def audit_json(result: AuditResult) -> str:
         "metrics": {name: _strict(value) for name, value in result.metrics.items()},
         "artifacts": str(result.directory),
         "run_id": result.run_id,
+        "alias": result.promotion.alias if result.promotion else None,
     }
     return json.dumps(document, indent=2, allow_nan=False)
 
@@ -77,7 +83,9 @@ def show_support(nodes: Sequence[NodeSupport]) -> None:
         verdict = Text(node.verdict, style=colors[node.verdict])
         # Folders of the author's machine tell nobody anything; the file and the line do.
         origin = re.sub(r"[^\s']*/", "", node.origin) or "–"
-        table.add_row(Text(node.node), Text(node.op_type), verdict, Text(node.note), Text(origin))
+        cells = (Text(one_line(cell)) for cell in (node.node, node.op_type, node.note, origin))
+        name, operator, note, place = cells
+        table.add_row(name, operator, verdict, note, place)
     Console().print(table)
     missing = sum(node.verdict == "unsupported" for node in nodes)
     click.echo(f"{len(nodes)} nodes, {missing} unsupported")

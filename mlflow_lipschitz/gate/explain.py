@@ -21,7 +21,8 @@ _TEXTS: Mapping[str, tuple[str, str, str, str]] = {
         "means that a point where it does was found.",
         "Output units per unit of perturbation: per feature unit with scale raw, per standard deviation with scale "
         "standardized.",
-        "undecided: raise engine.budget_per_point_s, or lower the radius. violated: look at the worst row; train with "
+        "undecided: lower the radius, or train with weight decay, which makes bounds tighter; the engine makes one pass per "
+        "row and has no budget to raise. violated: look at the worst row; train with "
         "weight decay, spectral normalization or a gradient penalty, or scale the output.",
     ),
     "radius_at_least": (
@@ -29,7 +30,7 @@ _TEXTS: Mapping[str, tuple[str, str, str, str]] = {
         "It does not say that the decision is right, and not that a perturbation just above the radius changes it: the "
         "certified radius is a lower bound of the true one. 0 means that nothing was proved.",
         "The unit and norm of perturbation.radius.",
-        "undecided: raise the budget; the row may well be robust. violated: a nearby input "
+        "undecided: the row may well be robust; ask for a smaller `min`, or train for robustness. violated: a nearby input "
         "that changes the decision was found; train with adversarial or noisy inputs, or accept fewer rows with "
         "`mostly`.",
     ),
@@ -39,7 +40,7 @@ _TEXTS: Mapping[str, tuple[str, str, str, str]] = {
         "It is not a statement about causes, nor about the whole input space: two regions that do not touch are not "
         "compared. The output may stay constant.",
         "A fraction of the audited rows between 0 and 1.",
-        "undecided: raise the budget or lower the radius. violated: the row shows a derivative of the wrong sign; "
+        "undecided: lower the radius. violated: the row shows a derivative of the wrong sign; "
         "constrain the feature's weights in training, or ask whether the direction is really wanted.",
     ),
     "sensitivity_at_most": (
@@ -47,7 +48,7 @@ _TEXTS: Mapping[str, tuple[str, str, str, str]] = {
         "It is not the feature's importance: a feature can matter much through interactions with others and still have "
         "a small derivative. It says nothing outside the regions.",
         "Output units per raw unit of the feature.",
-        "undecided: raise the budget. violated: look at the worst row; regularize, or rescale the feature.",
+        "undecided: lower the radius. violated: look at the worst row; regularize, or rescale the feature.",
     ),
     "no_regression": (
         "The audited model's figure is not worse than the baseline's by more than `rel_tol`, both bounded in the same "
@@ -55,7 +56,7 @@ _TEXTS: Mapping[str, tuple[str, str, str, str]] = {
         "It compares certified bounds, not the true constants: a looser bound can look like a regression. It does not "
         "say that either model is good.",
         "The unit of the metric; rel_tol is a fraction of the baseline's value.",
-        "error: audit the baseline first, with the same rows, radius and norm. undecided: raise the budget for both. "
+        "error: audit the baseline first, with the same rows, radius and norm. undecided: lower the radius for both. "
         "Otherwise compare the two reports row by row.",
     ),
     "points_at_least": (
@@ -65,19 +66,18 @@ _TEXTS: Mapping[str, tuple[str, str, str, str]] = {
         "Give more data, or raise inputs.points.sample.",
     ),
     "certified_fraction_at_least": (
-        "For at least this fraction of the rows, everything the checks read was proved within the budget (status "
-        "certified).",
+        "For at least this fraction of the rows, everything the checks read was proved (status certified).",
         "It does not say that the bounds meet the other checks, only that they were computed to the end. A row that is "
         "not certified is not unsafe: it is unknown.",
         "A fraction of the audited rows between 0 and 1.",
-        "undecided: raise engine.budget_per_point_s or engine.target_gap. error: a row could not be computed, see its "
+        "undecided: lower the radius; large networks need a smaller one. error: a row could not be computed, see its "
         "message. A critical check of this type with a smaller `min` replaces the built-in demand for 1.0.",
     ),
     "time_at_most": (
         "The whole audit took at most `max` seconds on the machine it ran on.",
         "It is no property of the model, and differs between machines.",
         "Seconds of wall-clock time.",
-        "Audit fewer rows, lower the budget, or use a GPU. Best kept at severity info.",
+        "Audit fewer rows, or use a GPU. Best kept at severity info.",
     ),
 }
 

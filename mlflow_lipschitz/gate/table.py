@@ -5,7 +5,7 @@ or a bound that contradicts itself is an `AuditError` at construction. `status` 
 
 - certified: everything the checks read is known, and `lipschitz_upper` is finite. The checks say if it is enough.
 - violated: a point of the row's region was found at which a property asked for is false.
-- undecided: something the checks read is not known within the budget. The bounds are valid, only not enough.
+- undecided: something the checks read is not known. The bounds are valid, only not enough.
 - error: the computation on this row failed. Such a row claims nothing: all its bounds are unknown.
 """
 

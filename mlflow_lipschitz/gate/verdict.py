@@ -31,11 +31,13 @@ class CheckOutcome:
     Attributes:
         id, type, severity, line: from the policy; line 0 for a check this package added.
         status: certified (proved), violated (a counterexample or plain counting shows it false), undecided (neither;
-            the bounds are too loose or the budget too small) or error (no answer).
+            the bounds are too loose) or error (no answer).
         passed: true for certified only.
         observed, threshold: the deciding figure and its limit, None where there is none; may be infinite.
         message: one line for people: worst row, observed value, threshold, policy line.
         worst_point_id: the row to look at; empty if the check is not about rows.
+        blocking: this outcome alone keeps the model from passing: an error, or a failure of a severity that the policy's
+            `gate.fail_on` counts. Reports call a check failed by this and nothing else.
     """
 
     id: str
@@ -48,6 +50,7 @@ class CheckOutcome:
     message: str
     line: int
     worst_point_id: str
+    blocking: bool
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for strict JSON; infinity as the text "Infinity"."""
@@ -72,9 +75,8 @@ class Verdict:
         return tuple(check for check in self.checks if not check.passed)
 
     def metrics(self) -> dict[str, float]:
-        """The contract's `lipschitz/checks_failed_critical`: failed checks that are critical or errored."""
-        critical = [check for check in self.failed if check.severity == "critical" or check.status == "error"]
-        return {"lipschitz/checks_failed_critical": float(len(critical))}
+        """The contract's `lipschitz/checks_failed_critical`: checks that keep the model from passing."""
+        return {"lipschitz/checks_failed_critical": float(sum(check.blocking for check in self.checks))}
 
 
 def judge(
@@ -112,8 +114,10 @@ def judge(
         answers, validation = _ask(expectations.evaluate, suite, table)
         findings = [_cross_checked(check, find(check, table, observed), answers) for check in policy.checks]
     suite_json = expectations.suite_to_json(suite)
-    outcomes = tuple(_outcome(check, finding) for check, finding in zip(policy.checks, findings, strict=True))
-    return Verdict(_status(outcomes, policy.gate.fail_on), outcomes, suite_json, validation)
+    outcomes = tuple(
+        _outcome(check, finding, policy.gate.fail_on) for check, finding in zip(policy.checks, findings, strict=True)
+    )
+    return Verdict(_status(outcomes), outcomes, suite_json, validation)
 
 
 def _check_policy(policy: AuditPolicy) -> None:
@@ -157,7 +161,8 @@ def _cross_checked(check: Check, finding: Finding, answers: Sequence[Answer]) ->
     return Finding(False, False, None, None, reason, error=reason)
 
 
-def _outcome(check: Any, finding: Finding) -> CheckOutcome:
+def _outcome(check: Any, finding: Finding, fail_on: Severity) -> CheckOutcome:
+    counts = SEVERITIES.index(check.severity) >= SEVERITIES.index(fail_on)
     status: CheckStatus = "undecided"
     if finding.error:
         status = "error"
@@ -177,11 +182,11 @@ def _outcome(check: Any, finding: Finding) -> CheckOutcome:
         message=f"{finding.message} ({place})",
         line=check.line,
         worst_point_id=finding.worst_point_id,
+        blocking=status == "error" or (status != "certified" and counts),
     )
 
 
-def _status(outcomes: Sequence[CheckOutcome], fail_on: Severity) -> Literal["passed", "blocked", "error"]:
+def _status(outcomes: Sequence[CheckOutcome]) -> Literal["passed", "blocked", "error"]:
     if not outcomes or any(outcome.status == "error" for outcome in outcomes):
         return "error"
-    blocking = SEVERITIES[SEVERITIES.index(fail_on) :]
-    return "blocked" if any(not o.passed and o.severity in blocking for o in outcomes) else "passed"
+    return "blocked" if any(outcome.blocking for outcome in outcomes) else "passed"

@@ -18,6 +18,7 @@ import numpy as np
 from mlflow.entities import Dataset, DatasetInput, LoggedModelInput, Metric, RunTag
 from mlflow.tracking import MlflowClient
 
+from mlflow_lipschitz.plain_text import one_line
 from mlflow_lipschitz.registry import tags
 from mlflow_lipschitz.registry.store import client_for, store_errors
 
@@ -183,4 +184,4 @@ def _section(result: AuditResult, run_id: str) -> str:
 
 
 def _code(text: str) -> str:
-    return "`" + re.sub(r"[`\s<>]+", " ", str(text))[:160].strip() + "`"
+    return "`" + one_line(re.sub(r"[`\s<>]+", " ", str(text)))[:160].strip() + "`"

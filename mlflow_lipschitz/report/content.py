@@ -80,9 +80,9 @@ def number(value: object) -> str:
 
 
 def verdict_word(outcome: CheckOutcome) -> str:
-    """One word per check for tables and lines: ok, FAIL, warn, info or ERROR."""
+    """One word per check for tables and lines: ok, FAIL (blocks), warn, info or ERROR."""
     if outcome.status == "error":
         return "ERROR"
     if outcome.passed:
         return "ok"
-    return {"critical": "FAIL", "warning": "warn", "info": "info"}[outcome.severity]
+    return "FAIL" if outcome.blocking else {"critical": "FAIL", "warning": "warn", "info": "info"}[outcome.severity]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mlflow_lipschitz.plain_text import one_line
 from mlflow_lipschitz.report.content import ReportContent
 
 PER_KIND = 10
@@ -16,13 +17,15 @@ def github_annotations(content: ReportContent) -> list[str]:
     for check in content.verdict.checks:
         if check.passed:
             continue
-        kind = "error" if check.status == "error" else _KINDS[check.severity]
+        kind = "error" if check.blocking else _KINDS[check.severity]
         place = f"file={_property(content.policy_file)}" + (f",line={check.line}" if check.line else "")
         found[kind].append(f"::{kind} {place},title={_property(check.id)}::{_message(check.message)}")
     return [line for kind in found.values() for line in kind[:PER_KIND]]
 
 
 def _message(text: str) -> str:
+    # Line breaks have an escape of their own here, which GitHub shows as line breaks; nothing else has.
+    text = "\n".join(one_line(line) for line in text.splitlines())
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 

@@ -1,6 +1,6 @@
 """`report.html`: one file without a link or a script, made for MLflow's narrow artifact viewer.
 
-Every piece of text passes `escape`: feature names, model names and messages are the user's data.
+Every piece of text passes `_text`: feature names, model names and messages are the user's data.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from html import escape
 import numpy as np
 import pandas as pd
 
+from mlflow_lipschitz.plain_text import one_line
 from mlflow_lipschitz.report.content import NOT_MEANT, ReportContent, number, verdict_word
 from mlflow_lipschitz.report.plots import interval_plot
 
@@ -36,15 +37,15 @@ summary{cursor:pointer;margin-top:14px}dt{font-weight:600}dd{margin:0 0 6px;whit
 def report_html(content: ReportContent) -> str:
     """The whole report as one HTML document."""
     sections = [
-        f'<h1 class="{escape(content.verdict.status)}">{escape(content.headline)}</h1>',
-        f"<p>{escape(content.model)}<br>policy {escape(content.policy)}</p>",
+        f'<h1 class="{_text(content.verdict.status)}">{_text(content.headline)}</h1>',
+        f"<p>{_text(content.model)}<br>policy {_text(content.policy)}</p>",
         "<h2>Checks</h2>" + _checks(content),
         _counterexamples(content),
         "<h2>Bounds</h2>" + "".join(_plots(content)),
         _facts(content),
         _explanations(content),
         _rows(content.frame),
-        f"<p>{escape(NOT_MEANT)}</p>",
+        f"<p>{_text(NOT_MEANT)}</p>",
     ]
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Lipschitz audit</title>'
@@ -52,9 +53,13 @@ def report_html(content: ReportContent) -> str:
     )
 
 
+def _text(text: str) -> str:
+    return escape(one_line(text))
+
+
 def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    body = "".join("<tr>" + "".join(f"<td>{escape(number(c))}</td>" for c in row) + "</tr>" for row in rows)
+    head = "".join(f"<th>{_text(name)}</th>" for name in header)
+    body = "".join("<tr>" + "".join(f"<td>{_text(number(c))}</td>" for c in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
 
 
@@ -65,14 +70,14 @@ def _checks(content: ReportContent) -> str:
         cells = (check.id, check.severity, number(check.observed), number(check.threshold), check.message)
         rows.append(
             f'<tr><td class="{word}"><b>{word}</b></td>'
-            + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
+            + "".join(f"<td>{_text(str(cell))}</td>" for cell in cells)
             + "</tr>"
         )
     head = "<tr><th></th><th>check</th><th>severity</th><th>observed</th><th>threshold</th><th></th></tr>"
     counts = ", ".join(f"{count} {status}" for status, count in content.status_counts.items())
     return (
         f'<div class="scroll checks"><table>{head}{"".join(rows)}</table></div>'
-        f"<p>{len(content.frame)} rows: {escape(counts)}</p>"
+        f"<p>{len(content.frame)} rows: {_text(counts)}</p>"
     )
 
 
@@ -80,7 +85,7 @@ def _counterexamples(content: ReportContent) -> str:
     if not content.counterexamples:
         return ""
     shown = content.leading_examples(SHOWN_ROWS)
-    items = [f"<li>{escape(example.check_id)}, {escape(str(example))}</li>" for example in shown]
+    items = [f"<li>{_text(example.check_id)}, {_text(str(example))}</li>" for example in shown]
     more = f"<details><summary>{len(items) - _FEW} more</summary><ul>{''.join(items[_FEW:])}</ul></details>"
     point = _table(list(shown[0].point), [list(shown[0].point.values())])
     return (
@@ -101,7 +106,7 @@ def _plots(content: ReportContent) -> list[str]:
         )
     ]
     for name, (lower, upper) in content.derivatives.items():
-        label = f"derivative in {name}: certified range"
+        label = one_line(f"derivative in {name}: certified range")
         plots.append(interval_plot(lower, upper, _sign_statuses(content, name), label=label))
     return plots
 
@@ -122,7 +127,7 @@ def _facts(content: ReportContent) -> str:
 def _explanations(content: ReportContent) -> str:
     kinds = dict.fromkeys(check.type for check in content.verdict.checks)
     items = "".join(
-        f"<dt>{escape(kind)}</dt><dd>{escape(content.explanations[kind])}</dd>"
+        f"<dt>{_text(kind)}</dt><dd>{escape(content.explanations[kind])}</dd>"
         for kind in kinds
         if kind in content.explanations
     )

@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-import re
 from xml.etree import ElementTree
 
+from mlflow_lipschitz.plain_text import one_line
 from mlflow_lipschitz.report.content import ReportContent, number
-
-_NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def junit_xml(content: ReportContent) -> str:
-    """JUnit XML. A failed check that does not block (warning, info) passes and tells its message in system-out."""
+    """JUnit XML. A failed check that does not block under the policy passes and tells its message in system-out.
+
+    `one_line` also escapes every character that XML cannot hold.
+    """
     checks = content.verdict.checks
     broken = [c for c in checks if c.status == "error"]
-    failed = [c for c in checks if not c.passed and c.status != "error" and c.severity == "critical"]
+    failed = [c for c in checks if c.blocking and c.status != "error"]
     suite = ElementTree.Element(
         "testsuite",
-        name=_text(f"mlflow-lipschitz {content.model}"),
+        name=one_line(f"mlflow-lipschitz {content.model}"),
         tests=str(len(checks)),
         failures=str(len(failed)),
         errors=str(len(broken)),
     )
     for check in checks:
-        case = ElementTree.SubElement(suite, "testcase", name=_text(check.id), classname=_text(check.type))
+        case = ElementTree.SubElement(suite, "testcase", name=one_line(check.id), classname=one_line(check.type))
         detail = f"{check.message} (observed {number(check.observed)}, threshold {number(check.threshold)})"
         if check in broken:
-            ElementTree.SubElement(case, "error", message=_text(check.message)).text = _text(detail)
+            ElementTree.SubElement(case, "error", message=one_line(check.message)).text = one_line(detail)
         elif check in failed:
-            ElementTree.SubElement(case, "failure", message=_text(check.message)).text = _text(detail)
+            ElementTree.SubElement(case, "failure", message=one_line(check.message)).text = one_line(detail)
         else:
-            ElementTree.SubElement(case, "system-out").text = _text(detail)
+            ElementTree.SubElement(case, "system-out").text = one_line(detail)
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
-
-
-def _text(value: str) -> str:
-    return _NOT_IN_XML.sub("\ufffd", value)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from mlflow_lipschitz.plain_text import one_line
 from mlflow_lipschitz.report.content import ReportContent
 
 _LEVELS = {"critical": "error", "warning": "warning", "info": "note"}
 
 
 def sarif_json(content: ReportContent) -> str:
-    """A SARIF log with one result per check that is not proved; an errored check is an error whatever its severity."""
+    """A SARIF log with one result per check that is not proved; one that blocks is an error whatever its severity."""
     failed = [check for check in content.verdict.checks if not check.passed]
     rules = [
         {"id": kind, "shortDescription": {"text": content.explanations.get(kind, kind)[:1000]}}
@@ -30,7 +31,7 @@ def _result(check: Any, policy_file: str) -> dict[str, Any]:
         location["region"] = {"startLine": check.line}
     return {
         "ruleId": check.type,
-        "level": "error" if check.status == "error" else _LEVELS[check.severity],
-        "message": {"text": f"{check.id}: {check.message}"},
+        "level": "error" if check.blocking else _LEVELS[check.severity],
+        "message": {"text": one_line(f"{check.id}: {check.message}")},
         "locations": [{"physicalLocation": location}],
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from mlflow_lipschitz.plain_text import one_line
 from mlflow_lipschitz.report.content import NOT_MEANT, ReportContent, number, verdict_word
 
 SIZE_LIMIT = 60_000
@@ -40,11 +41,17 @@ def summary_markdown(content: ReportContent) -> str:
 
 def _cell(text: object) -> str:
     """Text that cannot leave its table cell nor become markup: GitHub and MLflow both render HTML inside Markdown."""
-    escaped = str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\\", "\\\\")
+    escaped = (
+        one_line(" ".join(str(text).split()))
+        .replace("&", "&amp;")
+        .replace("<", "&lt;")
+        .replace(">", "&gt;")
+        .replace("\\", "\\\\")
+    )
     for mark in "|[]`*_":
         escaped = escaped.replace(mark, f"\\{mark}")
-    return " ".join(escaped.split())
+    return escaped
 
 
 def _code(text: str) -> str:
-    return " ".join(re.sub("[`<>]", " ", text).split())
+    return one_line(" ".join(re.sub("[`<>]", " ", text).split()))

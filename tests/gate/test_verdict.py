@@ -197,7 +197,8 @@ def test_severity_and_fail_on(severity: str, fail_on: str, status: str) -> None:
     policy = only(f"type: lipschitz_at_most, max: 1, severity: {severity}", fail_on=fail_on)
     verdict = judge(table(), policy, expected_points=4)
     assert verdict.status == status and [c.id for c in verdict.failed] == ["x"]
-    assert verdict.metrics()["lipschitz/checks_failed_critical"] == (severity == "critical")
+    assert verdict.metrics()["lipschitz/checks_failed_critical"] == (status == "blocked")
+    assert [c.id for c in verdict.checks if c.blocking] == (["x"] if status == "blocked" else [])
 
 
 def test_a_failed_check_beside_an_errored_one_is_still_an_error() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,3 +50,4 @@ def _current(uri: str) -> Iterator[str]:
         mlflow.end_run()
     mlflow.set_tracking_uri(before)
     mlflow.set_registry_uri(None)
+    os.environ.pop("MLFLOW_REGISTRY_URI", None)  # which set_registry_uri(uri) sets, and set_registry_uri(None) leaves

@@ -12,7 +12,11 @@ from mlflow_lipschitz.report.content import ReportContent
 EVIL = "<script>alert('x')</script>|`*\"&\n::error::--><svg onload=1>"
 
 
-def outcome(name: str, severity: str = "critical", status: str = "certified", line: int = 3) -> CheckOutcome:
+def outcome(
+    name: str, severity: str = "critical", status: str = "certified", line: int = 3, *, blocking: bool | None = None
+) -> CheckOutcome:
+    """`blocking` is by default what a policy says that fails on critical checks."""
+    blocks = status == "error" or (status != "certified" and severity == "critical")
     return CheckOutcome(
         id=name,
         type="lipschitz_at_most",
@@ -24,6 +28,7 @@ def outcome(name: str, severity: str = "critical", status: str = "certified", li
         message=f"message of {name}",
         line=line,
         worst_point_id="7",
+        blocking=blocks if blocking is None else blocking,
     )
 
 

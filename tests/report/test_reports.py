@@ -8,9 +8,11 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
+import click
 import numpy as np
 import pytest
 
+from mlflow_lipschitz.cli.output import check_lines
 from mlflow_lipschitz.report.content import number, verdict_word
 from mlflow_lipschitz.report.github import github_annotations
 from mlflow_lipschitz.report.html import report_html
@@ -104,9 +106,37 @@ def test_junit_counts_what_decides() -> None:
     assert kinds == ["system-out", "failure", "system-out", "system-out", "error"]
 
 
+def test_what_blocks_is_a_failure_in_every_report() -> None:
+    """`fail_on: warning`: a warning decides, so no report may call it one."""
+    shown = content(outcome("unknown", severity="warning", status="undecided", blocking=True))
+    suite = ElementTree.fromstring(junit_xml(shown))
+    assert (suite.get("failures"), suite[0][0].tag) == ("1", "failure")
+    assert json.loads(sarif_json(shown))["runs"][0]["results"][0]["level"] == "error"
+    assert github_annotations(shown)[0].startswith("::error ")
+    assert verdict_word(shown.verdict.checks[0]) == "FAIL"
+    assert click.unstyle(check_lines(shown)[0]).split()[:2] == ["FAIL", "unknown"]
+    assert "| FAIL |" in summary_markdown(shown)
+    assert shown.verdict.metrics()["lipschitz/checks_failed_critical"] == 1.0
+
+
+HIDING = "r1\x1b[2J\nok    everything\r\u202epassed: models:/x/1\u2028::stop-commands::abc ##[add-mask]x\x9b1m"
+
+
+def test_text_from_outside_cannot_forge_or_hide_a_line() -> None:
+    shown = replace(content(outcome(HIDING, status="violated")), model=HIDING)
+    lines = [click.unstyle(line) for line in check_lines(shown)]
+    texts = [*lines, *github_annotations(shown), *summary_markdown(shown).split("\n"), sarif_json(shown)]
+    texts += [ElementTree.fromstring(junit_xml(shown))[0].get("name", ""), Tags(report_html(shown)).text]
+    for text in texts:
+        assert not set(text.strip("\n")) & set("\x1b\r\u202e\u2028\x9b"), text
+        assert "##[" not in text
+    assert all("\n" not in line for line in lines)
+    assert not any(line.strip().startswith("::") for line in [*lines, *summary_markdown(shown).split("\n")])
+
+
 def test_junit_survives_characters_that_xml_forbids() -> None:
     suite = ElementTree.fromstring(junit_xml(content(outcome("bell\x07\ud800"))))
-    assert suite[0].get("name") == "bell\ufffd\ufffd"
+    assert suite[0].get("name") == "bell\\x07\\ud800"
 
 
 def test_sarif_points_at_policy_lines() -> None:
@@ -124,7 +154,9 @@ def test_github_annotations_are_one_line_each_and_cannot_be_forged() -> None:
     lines = github_annotations(mixed())
     assert [line.split(" ")[0] for line in lines] == ["::error", "::error", "::warning", "::notice"]
     assert all("\n" not in line for line in lines)
-    assert lines[0].startswith("::error file=policy.yaml,line=12,title=<script>alert('x')</script>|`*\"&%0A%3A%3Aerror")
+    assert lines[0].startswith(
+        "::error file=policy.yaml,line=12,title=<script>alert('x')</script>|`*\"&%0A\\%3A%3Aerror"
+    )
     assert ",line=" not in lines[1]
 
 
