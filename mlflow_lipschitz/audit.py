@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from mlflow_lipschitz.certificates.schema import Certificates
 from mlflow_lipschitz.certify.execution import resolve_device
 from mlflow_lipschitz.engine.ir.graph import Graph
 from mlflow_lipschitz.errors import AuditError, InvalidData, RegistryError
-from mlflow_lipschitz.frontends.fidelity import FidelityReport, replay
+from mlflow_lipschitz.frontends.fidelity import FidelityReport, ReplayOptions, replay
 from mlflow_lipschitz.frontends.lowering import lower
 from mlflow_lipschitz.frontends.to_onnx import to_onnx
 from mlflow_lipschitz.gate.explain import CHECK_TYPES, explain
@@ -27,6 +26,8 @@ from mlflow_lipschitz.pipeline.artifacts import facts, write_artifacts
 from mlflow_lipschitz.pipeline.baseline import baseline_of
 from mlflow_lipschitz.pipeline.measure import Arrays, MeasureOptions, Progress, counterexamples, measure
 from mlflow_lipschitz.pipeline.on_pass import promoted_on_pass, refuse_alias_without_version
+from mlflow_lipschitz.pipeline.outputs import entry_names, judged_output
+from mlflow_lipschitz.pipeline.probes import probe_points
 from mlflow_lipschitz.pipeline.question import Question, question_of
 from mlflow_lipschitz.pipeline.row_bounds import table_columns
 from mlflow_lipschitz.pipeline.tracking import audit_run
@@ -38,6 +39,9 @@ from mlflow_lipschitz.registry.promotion import PromotionResult
 from mlflow_lipschitz.registry.pull import PulledModel, load_model_object, pull
 from mlflow_lipschitz.report.content import ReportContent
 from mlflow_lipschitz.rows import AuditedRows, Data, load_rows
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 
 @dataclass(frozen=True)
@@ -132,12 +136,13 @@ def audit_rows(
     """The audit itself, of a pulled model on checked rows. Writes into `directory` only; logs nothing."""
     options, started = options or AuditOptions(), time.perf_counter()
     onnx_model = to_onnx(load_model_object(pulled), rows.points[:2])
-    graph = lower(onnx_model)
-    outputs = _output_names(graph, pulled, policy)
+    output = judged_output(onnx_model, pulled.output_names, policy.model.output)
+    graph = lower(onnx_model, output)
+    outputs = entry_names(graph, onnx_model, output, pulled.output_names, policy.model.output)
     policy.bind(rows.feature_names, outputs)
     question = question_of(policy, rows, outputs)
     baseline = baseline_of(policy, options.tracking_uri)
-    fidelity = replay(graph, onnx_model, rows.points, _served_by_name(pulled, rows))
+    fidelity = _replayed(graph, onnx_model, output, _served_by_name(pulled, rows), rows.points, question)
 
     arrays = measure(graph, rows, question, directory, _measure_options(options, policy), progress)
     table = BoundsTable.from_columns(*table_columns(rows, question, arrays))
@@ -176,12 +181,11 @@ def _served_by_name(pulled: PulledModel, rows: AuditedRows) -> Served | None:
     return None if served is None else lambda points: served(rows.served_input(np.asarray(points)))
 
 
-def _output_names(graph: Graph, pulled: PulledModel, policy: AuditPolicy) -> tuple[str, ...]:
-    """One name per output entry: the signature's, or the graph's (`logit[1]`) where the policy uses one of those."""
-    count = math.prod(graph.output_shape)
-    candidates = [names for names in (pulled.output_names, graph.output_names) if len(names) == count]
-    using = [names for names in candidates if policy.model.output in names]
-    return tuple((using or candidates or [tuple(f"output[{i}]" for i in range(count))])[0])
+def _replayed(
+    graph: Graph, model: ModelProto, output: str, served: Served | None, points: np.ndarray, question: Question
+) -> FidelityReport:
+    options = ReplayOptions(output, decides=question.max_radius is not None)
+    return replay(graph, model, points, served, extra_points=probe_points(question, points), options=options)
 
 
 def _measure_options(options: AuditOptions, policy: AuditPolicy) -> MeasureOptions:

@@ -6,7 +6,7 @@ graph (float64) against onnxruntime (the model's own precision, no optimizations
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,20 +15,18 @@ import onnx
 from mlflow_lipschitz.engine.ir.graph import Graph
 from mlflow_lipschitz.engine.propagation.interpreter import evaluate
 from mlflow_lipschitz.errors import FidelityError
+from mlflow_lipschitz.frontends.agreement import Agreement, Comparison, Precision
 from mlflow_lipschitz.frontends.classification import classes_of
 from mlflow_lipschitz.frontends.preparation import ModelInput, model_input, output_name
 from mlflow_lipschitz.frontends.referee import onnxruntime_session
-from mlflow_lipschitz.frontends.served_answers import (
-    Comparison,
-    Tolerance,
-    compare_outputs,
-    compare_served,
-    named_answer,
-)
+from mlflow_lipschitz.frontends.served_answers import compare_served, named_answer
 
 # float32 rounds each operation by at most 2⁻²⁴ ≈ 6e-8 of its result. The errors of a few thousand operations that mostly
-# cancel stay below 1e-4 of the largest output; a wrong weight, axis or activation is far above it. For float64: 2⁻⁵³.
-RELATIVE_TOLERANCE = {onnx.TensorProto.FLOAT: 1e-4, onnx.TensorProto.DOUBLE: 1e-9}
+# cancel stay below 1e-4 of what an output varies by; a wrong weight, axis or activation is far above it. For float64: 2⁻⁵³.
+PRECISION = {
+    onnx.TensorProto.FLOAT: Precision(1e-4, 2.0**-24),
+    onnx.TensorProto.DOUBLE: Precision(1e-9, 2.0**-53),
+}
 CHUNK_ENTRIES = 1 << 18  # input entries evaluated at once: bounds memory whatever the number of rows
 
 
@@ -41,7 +39,7 @@ class FidelityReport:
         worst_row: position of the row where it occurred.
         rows: number of rows compared.
         compared: what was compared with what, one entry per comparison.
-        tolerance: the difference that was allowed in that comparison.
+        tolerance: the difference that was allowed there.
     """
 
     max_difference: float
@@ -51,13 +49,30 @@ class FidelityReport:
     tolerance: float
 
 
+@dataclass(frozen=True)
+class ReplayOptions:
+    """
+    Attributes:
+        output: the output that was lowered, as given to `lower`.
+        relative: allowed difference relative to what an output varies by; by default 1e-4 for float32 models and 1e-9 for
+            float64. For probabilities it is absolute.
+        decides: whether the largest output (or the sign of a single one) is what is audited, so that leads and decisions
+            are compared too. Classifiers whose classes are known always decide.
+    """
+
+    output: str | int | None = None
+    relative: float | None = None
+    decides: bool = False
+
+
 def replay(
     graph: Graph,
     model: onnx.ModelProto,
     points: np.ndarray,
     served: Callable[[np.ndarray], Any] | None = None,
-    rel_tol: float | None = None,
-    output: str | int | None = None,
+    *,
+    extra_points: np.ndarray | None = None,
+    options: ReplayOptions | None = None,
 ) -> FidelityReport:
     """Run `points` through the graph, onnxruntime and the served model; raise unless all agree.
 
@@ -67,42 +82,62 @@ def replay(
         points: (rows, *input shape).
         served: the model as it answers requests, points → answers: raw outputs, or for classifiers labels or
             probabilities; an array, a data frame, or a dict with one of them. None skips this comparison.
-        rel_tol: allowed difference relative to the largest output (for probabilities, absolute); by default 1e-4 for
-            float32 models and 1e-9 for float64.
-        output: the output that was lowered, as given to `lower`.
+        extra_points: (any, *input shape), other points of the region a bound will hold for; only the graph and
+            onnxruntime see them.
+        options: what is compared and how closely.
 
     Raises:
         FidelityError: two of them differ, or one is not finite, or nothing could be compared; names row and difference.
     """
+    options = options or ReplayOptions()
     source = model_input(model)
-    rel_tol = RELATIVE_TOLERANCE[source.element_type] if rel_tol is None else rel_tol
-    points = np.asarray(points)
-    if len(points) == 0 or points.shape[1:] != graph.input_shape:
+    points, extra = np.asarray(points), np.asarray(points[:0] if extra_points is None else extra_points)
+    if len(points) == 0 or not points.shape[1:] == extra.shape[1:] == graph.input_shape:
         raise FidelityError(
-            f"points of shape {points.shape} cannot be replayed on a graph that takes {graph.input_shape}"
+            f"points of shape {points.shape} and {extra.shape} cannot be replayed on a graph that takes {graph.input_shape}"
         )
     # The model sees the points in its own precision, so the graph must too: rounding a row is not the model's error.
-    rounded = points.astype(np.float32 if source.element_type == onnx.TensorProto.FLOAT else np.float64)
-    own = np.concatenate([evaluate(graph, chunk).numpy() for chunk in _chunks(rounded)])
-    if not np.isfinite(own).all():
-        raise FidelityError(f"the graph gives NaN or infinity on row {int((~np.isfinite(own)).any(axis=1).argmax())}")
-    tolerance = Tolerance(rel_tol, float(np.abs(own).max(initial=0.0)))
-    name = output_name(model, output)
+    rounded = np.concatenate([points, extra]).astype(
+        np.float32 if source.element_type == onnx.TensorProto.FLOAT else np.float64
+    )
+    own = _own_outputs(graph, rounded, len(points))
+    name, classes = output_name(model, options.output), classes_of(model)
+    agreement = Agreement(own, _precision(source, options), decides=options.decides or classes is not None)
     reference = _run_onnxruntime(model, source, rounded, name)
-    comparisons = [compare_outputs("onnxruntime", own, reference, tolerance)]
+    rows = len(points)
+    comparisons = [agreement.compare("graph against onnxruntime", own[:rows], reference[:rows])]
+    if len(extra):
+        what = f"graph against onnxruntime on {len(extra)} more points of the region"
+        comparisons.append(agreement.compare(what, own[rows:], reference[rows:]))
     if served is not None:
         answers = _answers(served, points, source.batch, name)
-        comparisons.append(compare_served(own, answers, classes_of(model), tolerance))
-    for comparison in comparisons:
-        _require_small(comparison)
+        comparisons.append(compare_served(own[:rows], answers, classes, agreement))
+    return _report(comparisons, rows)
+
+
+def _precision(source: ModelInput, options: ReplayOptions) -> Precision:
+    precision = PRECISION[source.element_type]
+    return precision if options.relative is None else replace(precision, relative=options.relative)
+
+
+def _own_outputs(graph: Graph, points: np.ndarray, rows: int) -> np.ndarray:
+    own = np.concatenate([evaluate(graph, chunk).numpy() for chunk in _chunks(points)])
+    bad = np.flatnonzero(~np.isfinite(own).all(axis=1))
+    if bad.size:
+        place = f"row {bad[0]}" if bad[0] < rows else f"point {bad[0] - rows} of the region"
+        raise FidelityError(f"the graph gives NaN or infinity on {place}")
+    return own
+
+
+def _report(comparisons: list[Comparison], rows: int) -> FidelityReport:
     worst = max(comparisons, key=lambda comparison: float(comparison.differences.max()))
-    row = int(worst.differences.argmax())
+    row, number = np.unravel_index(int(worst.differences.argmax()), worst.differences.shape)
     return FidelityReport(
-        max_difference=float(worst.differences[row]),
-        worst_row=row,
-        rows=len(points),
+        max_difference=float(worst.differences[row, number]),
+        worst_row=int(row),
+        rows=rows,
         compared=tuple(comparison.what for comparison in comparisons),
-        tolerance=worst.tolerance,
+        tolerance=float(worst.allowed[row, number]),
     )
 
 
@@ -122,26 +157,16 @@ def _answers(served: Callable[[np.ndarray], Any], points: np.ndarray, length: in
     return np.concatenate(parts)
 
 
-def _require_small(comparison: Comparison) -> None:
-    # "not <=" instead of ">": a NaN difference is a mismatch.
-    bad = ~(comparison.differences <= comparison.tolerance)
-    if bad.any():
-        differences = np.where(np.isnan(comparison.differences), np.inf, comparison.differences)
-        row = int(differences.argmax())
-        raise FidelityError(
-            f"{comparison.what}: {int(bad.sum())} of {len(bad)} rows differ; worst is row {row} with a difference of "
-            f"{comparison.differences[row]:.6g}, allowed is {comparison.tolerance:.3g}. What would be certified is "
-            "not the model that is served"
-        )
-
-
 def _run_onnxruntime(model: onnx.ModelProto, source: ModelInput, points: np.ndarray, output: str) -> np.ndarray:
     """(rows, outputs) of one output of the model, in batches of the length it was exported with."""
-    session = onnxruntime_session(model)
     parts = []
-    for batch, rows in _batches(points, source.batch):
-        outputs = np.asarray(session.run([output], {source.name: batch})[0], dtype=np.float64)
-        parts.append(outputs.reshape(len(batch), -1)[:rows])
+    try:
+        session = onnxruntime_session(model)
+        for batch, rows in _batches(points, source.batch):
+            outputs = np.asarray(session.run([output], {source.name: batch})[0], dtype=np.float64)
+            parts.append(outputs.reshape(len(batch), -1)[:rows])
+    except Exception as error:  # onnxruntime's exceptions have no base class of their own
+        raise FidelityError(f"onnxruntime cannot run the model on the audited rows: {error}") from error
     return np.concatenate(parts)
 
 

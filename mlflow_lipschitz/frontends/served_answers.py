@@ -2,34 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from mlflow_lipschitz.errors import FidelityError
+from mlflow_lipschitz.frontends.agreement import Agreement, Comparison, decisions, require_same_decision
 from mlflow_lipschitz.frontends.classification import probabilities_from
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """Differences of outputs may be `relative` times the largest output, those of probabilities `relative` itself."""
-
-    relative: float
-    largest_output: float
-
-    @property
-    def of_outputs(self) -> float:
-        return self.relative * (self.largest_output or 1.0)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What was compared, the difference per row, (rows,), and how large each may be."""
-
-    what: str
-    differences: np.ndarray
-    tolerance: float
 
 
 def named_answer(answers: Any, output: str) -> np.ndarray:
@@ -48,68 +27,66 @@ def named_answer(answers: Any, output: str) -> np.ndarray:
     return array.reshape(len(array), -1)
 
 
-def compare_outputs(name: str, own: np.ndarray, other: np.ndarray, tolerance: Tolerance) -> Comparison:
-    """The graph's outputs (rows, outputs) against another program's."""
-    if own.shape != other.shape:
-        raise FidelityError(f"{name} gives {other.shape[1]} outputs per row, the graph {own.shape[1]}")
-    return Comparison(f"graph against {name}", _largest(own - other), tolerance.of_outputs)
-
-
-def compare_served(own: np.ndarray, answer: np.ndarray, classes: list[Any] | None, tolerance: Tolerance) -> Comparison:
+def compare_served(own: np.ndarray, answer: np.ndarray, classes: list[Any] | None, agreement: Agreement) -> Comparison:
     """The graph's outputs (rows, outputs) against what the served model answered, (rows, values).
 
     A model whose classes are known answers labels, probabilities or scores; any other answers its raw outputs or the
     position of the largest. Which one it was is decided by the form of the answer, never by what happens to fit.
 
     Raises:
-        FidelityError: the answer has none of these forms.
+        FidelityError: the answer has none of these forms, or differs.
     """
     if classes is not None:
-        return _compare_classifier(own, answer, classes, tolerance)
+        return _compare_classifier(own, answer, classes, agreement)
     if answer.dtype.kind in "fiub" and answer.shape == own.shape:
-        return compare_outputs("served outputs", own, answer.astype(np.float64), tolerance)
+        return agreement.compare("graph against served outputs", own, answer.astype(np.float64))
     if answer.shape[1] == 1 and answer.dtype.kind in "iu" and own.shape[1] > 1:
-        return _compare_labels(own, answer[:, 0], list(range(own.shape[1])), tolerance)
+        return _compare_labels(own, answer[:, 0], list(range(own.shape[1])))
     raise FidelityError(
         f"nothing can be compared: the served model answers {answer.shape[1]} value(s) of type {answer.dtype} per row, "
         f"the graph has {own.shape[1]} output(s)"
     )
 
 
-def _compare_classifier(own: np.ndarray, answer: np.ndarray, classes: list[Any], tolerance: Tolerance) -> Comparison:
+def _compare_classifier(own: np.ndarray, answer: np.ndarray, classes: list[Any], agreement: Agreement) -> Comparison:
     if answer.shape[1] == 1 and set(answer[:, 0].tolist()) <= set(classes):
-        return _compare_labels(own, answer[:, 0], classes, tolerance)
+        return _compare_labels(own, answer[:, 0], classes)
     if answer.dtype.kind == "f" and answer.shape == own.shape:
         if np.all((answer >= 0) & (answer <= 1)) and np.allclose(answer.sum(axis=1), 1.0, atol=1e-6):
-            return _compare_probabilities(own, answer, tolerance)
-        return compare_outputs("served scores", own, answer, tolerance)
+            return _compare_probabilities(own, answer, agreement.precision.relative)
+        return agreement.compare("graph against served scores", own, answer)
     if answer.dtype.kind == "f" and answer.shape[1] == 1 and len(classes) == 2:
-        return compare_outputs("served scores", own[:, 1:] - own[:, :1], answer, tolerance)
+        scores = own[:, 1:] - own[:, :1]
+        return Agreement(scores, agreement.precision, decides=True).compare(
+            "graph against served scores", scores, answer
+        )
     raise FidelityError(
         f"nothing can be compared: the served model answers {answer.shape[1]} value(s) per row, among them "
         f"{answer[0, 0]!r}; the classes are {classes[:5]}"
     )
 
 
-def _compare_probabilities(own: np.ndarray, answer: np.ndarray, tolerance: Tolerance) -> Comparison:
-    """The link function cannot be seen from the answer; a wrong graph fits neither softmax nor sigmoids."""
+def _compare_probabilities(own: np.ndarray, answer: np.ndarray, tolerance: float) -> Comparison:
+    """The link function cannot be seen from the answer; a wrong graph fits neither softmax nor sigmoids.
+
+    Probabilities saturate where outputs do not, so they are compared as they are, by an absolute tolerance.
+    """
     names = ("softmax of the graph", "normalized sigmoid of the graph")
     fits = [
-        Comparison(f"{name} against served probabilities", _largest(p - answer), tolerance.relative)
+        Comparison(f"{name} against served probabilities", np.abs(p - answer), np.full(answer.shape, tolerance))
         for name, p in zip(names, probabilities_from(own), strict=True)
     ]
-    return min(fits, key=lambda fit: float(np.nan_to_num(fit.differences, nan=np.inf).max()))
+    fit = min(fits, key=lambda fit: float(np.nan_to_num(fit.differences, nan=np.inf).max()))
+    fit.require_small()
+    top = decisions(own)
+    # Saturated probabilities tie where outputs do not: only one that is larger decides otherwise.
+    otherwise = answer.max(axis=1) > answer[np.arange(len(answer)), top]
+    require_same_decision(fit.what, own, np.where(otherwise, answer.argmax(axis=1), top))
+    return fit
 
 
-def _compare_labels(own: np.ndarray, labels: np.ndarray, classes: list[Any], tolerance: Tolerance) -> Comparison:
-    """How far the served label's logit is below the largest one: 0 where argmax agrees, and a tie is no mismatch."""
+def _compare_labels(own: np.ndarray, labels: np.ndarray, classes: list[Any]) -> Comparison:
+    what = "argmax of the graph against served labels"
     position = {label: index for index, label in enumerate(classes)}
-    chosen = np.array([position.get(label, -1) for label in labels.tolist()])
-    shortfall = own.max(axis=1) - own[np.arange(len(own)), chosen]
-    differences = np.where(chosen < 0, np.nan, shortfall)
-    # Two outputs meet here, each of which may be off by the tolerance.
-    return Comparison("argmax of the graph against served labels", differences, 2 * tolerance.of_outputs)
-
-
-def _largest(differences: np.ndarray) -> np.ndarray:
-    return np.asarray(np.abs(differences).max(axis=1))
+    require_same_decision(what, own, np.array([position.get(label, -1) for label in labels.tolist()]))
+    return Comparison(what, np.zeros((len(own), 1)), np.zeros((len(own), 1)))

@@ -19,7 +19,7 @@ from mlflow_lipschitz.registry.mlmodel import ModelDescription, inside
 from mlflow_lipschitz.safe_loading.pt2 import load_pt2
 from mlflow_lipschitz.safe_loading.skops import load_skops
 
-Served = Callable[[np.ndarray | pd.DataFrame], np.ndarray]
+Served = Callable[[np.ndarray | pd.DataFrame], np.ndarray | dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def _check_external_data(directory: Path, model: Any) -> None:
 
 
 class _OnnxServer:
-    """Answers as `mlflow.pyfunc` does for ONNX: an onnxruntime session; its first floating-point output."""
+    """Answers as `mlflow.pyfunc` does for ONNX: an onnxruntime session; its floating-point output, or a dict of several."""
 
     def __init__(self, path: Path) -> None:
         import onnxruntime
@@ -75,14 +75,15 @@ class _OnnxServer:
         except (RuntimeError, ValueError) as error:  # onnxruntime's own exceptions derive from RuntimeError
             raise RegistryError(f"onnxruntime cannot serve {path.name}: {error}") from error
 
-    def __call__(self, points: np.ndarray | pd.DataFrame) -> np.ndarray:
+    def __call__(self, points: np.ndarray | pd.DataFrame) -> np.ndarray | dict[str, np.ndarray]:
         inputs = self._session.get_inputs()
         if len(inputs) != 1:
             raise RegistryError(f"the ONNX model has {len(inputs)} inputs; models with one input can be audited.")
         floating = [o.name for o in self._session.get_outputs() if o.type in ("tensor(float)", "tensor(double)")]
-        name = (floating or [self._session.get_outputs()[0].name])[0]
+        names = floating or [self._session.get_outputs()[0].name]
         dtype = np.float64 if inputs[0].type == "tensor(double)" else np.float32
-        return np.asarray(self._session.run([name], {inputs[0].name: np.asarray(points, dtype)})[0])
+        answers = self._session.run(names, {inputs[0].name: np.asarray(points, dtype)})
+        return np.asarray(answers[0]) if len(names) == 1 else dict(zip(names, answers, strict=True))
 
 
 def _load_pt2(_directory: Path, description: ModelDescription) -> LoadedModel:

@@ -21,7 +21,7 @@ from mlflow_lipschitz.engine.ir import ops
 from mlflow_lipschitz.engine.ir.graph import Graph
 from mlflow_lipschitz.errors import FidelityError
 from mlflow_lipschitz.frontends import fidelity
-from mlflow_lipschitz.frontends.fidelity import replay
+from mlflow_lipschitz.frontends.fidelity import ReplayOptions, replay
 from mlflow_lipschitz.frontends.lowering import lower
 from mlflow_lipschitz.frontends.to_onnx import to_onnx
 from tests.frontends.onnx_models import make_model, node
@@ -188,14 +188,20 @@ def test_the_output_that_was_lowered_is_replayed() -> None:
     nodes = [node("Relu", "x", "a"), node("Tanh", "x", "b")]
     model = make_model(nodes, (4,), outputs=["a", "b"])
     points = np.random.default_rng(1).normal(size=(5, 4))
-    replay(lower(model, "b"), model, points, lambda rows: {"a": rows * 0, "b": np.tanh(rows)}, output="b")
+    replay(
+        lower(model, "b"),
+        model,
+        points,
+        lambda rows: {"a": rows * 0, "b": np.tanh(rows)},
+        options=ReplayOptions(output="b"),
+    )
     with pytest.raises(FidelityError):
         replay(lower(model, "b"), model, points)
 
 
 def test_rounding_a_row_is_not_the_models_error() -> None:
     model = make_model([node("Mul", "x c")], (1,), {"c": np.float32(1.0)})
-    replay(lower(model), model, np.array([[1e8 + 1.0]]), rel_tol=1e-12)
+    replay(lower(model), model, np.array([[1e8 + 1.0]]), options=ReplayOptions(relative=1e-12))
 
 
 def test_regressor_in_double_precision() -> None:
