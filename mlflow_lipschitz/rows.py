@@ -226,7 +226,8 @@ def _check_labels(labels: np.ndarray, ids: np.ndarray) -> None:
 
 def _scale(points: np.ndarray) -> np.ndarray:
     # The mean of equal numbers is rounded, so the standard deviation of a constant column need not come out as 0.
-    spread, largest = points.std(axis=0), np.abs(points).max(axis=0)
+    with np.errstate(over="ignore"):  # an infinite unit is refused when the region is built
+        spread, largest = points.std(axis=0), np.abs(points).max(axis=0)
     return np.where((np.ptp(points, axis=0) == 0) | (spread <= _CONSTANT * largest), 0.0, spread)
 
 

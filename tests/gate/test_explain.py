@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -37,3 +38,9 @@ def test_verdicts_can_be_imported_without_great_expectations() -> None:
     code += "print([m for m in ('great_expectations', 'torch', 'onnx', 'mlflow') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("kind", CHECK_TYPES)
+def test_no_text_tells_to_turn_a_knob_that_does_nothing(kind: str) -> None:
+    """The engine makes one pass per row: a larger budget would change no bound."""
+    assert not re.search("raise (the|engine).*(budget|gap)|lower the budget|within the budget", explain(kind))

@@ -31,7 +31,9 @@ checks:
 
 def outcome(check_id: str = "lip", *, passed: bool = True) -> CheckOutcome:
     status = "certified" if passed else "violated"
-    return CheckOutcome(check_id, "lipschitz_at_most", "critical", status, passed, 7.5, 500.0, "worst row 3", 8, "3", not passed)
+    return CheckOutcome(
+        check_id, "lipschitz_at_most", "critical", status, passed, 7.5, 500.0, "worst row 3", 8, "3", not passed
+    )
 
 
 def verdict(status: str = "passed") -> Verdict:
