@@ -23,7 +23,7 @@ from mlflow_lipschitz.gate.table import BoundsTable
 from mlflow_lipschitz.gate.verdict import Verdict, judge
 from mlflow_lipschitz.mlflow_plugin.logging import log_audit
 from mlflow_lipschitz.pipeline.artifacts import facts, write_artifacts
-from mlflow_lipschitz.pipeline.baseline import baseline_of
+from mlflow_lipschitz.pipeline.baseline import baseline_of, rows_digest
 from mlflow_lipschitz.pipeline.measure import Arrays, MeasureOptions, Progress, counterexamples, measure
 from mlflow_lipschitz.pipeline.on_pass import promoted_on_pass, refuse_alias_without_version
 from mlflow_lipschitz.pipeline.outputs import entry_names, judged_output
@@ -141,7 +141,7 @@ def audit_rows(
     outputs = entry_names(graph, onnx_model, output, pulled.output_names, policy.model.output)
     policy.bind(rows.feature_names, outputs)
     question = question_of(policy, rows, outputs)
-    baseline = baseline_of(policy, options.tracking_uri)
+    baseline = baseline_of(policy, rows, options.tracking_uri)
     fidelity = _replayed(graph, onnx_model, output, _served_by_name(pulled, rows), rows.points, question)
 
     arrays = measure(graph, rows, question, directory, _measure_options(options, policy), progress)
@@ -161,7 +161,8 @@ def audit_rows(
     content = _content(pulled, policy, verdict, table, certificates, described)
     metrics = {**table.metrics(), **verdict.metrics(), "lipschitz/seconds_total": seconds}
     hashes = write_artifacts(directory, table, policy, certificates, content)
-    attestation = make_attestation(pulled, policy, verdict, Evidence(metrics, hashes, graph.content_hash()))
+    evidence = Evidence(metrics, hashes, graph.content_hash(), rows=rows_digest(rows))
+    attestation = make_attestation(pulled, policy, verdict, evidence)
     (directory / "attestation.json").write_text(attestation.to_json(), encoding="utf-8")
     found = (pulled, policy, rows, graph.content_hash(), fidelity, table, verdict, metrics, content, attestation)
     return AuditResult(*found, directory)

@@ -1,7 +1,12 @@
-"""What `no_regression` checks compare with: the bounds attested for the baseline, never numbers somebody wrote on a run."""
+"""What `no_regression` checks compare with: the bounds attested for the baseline, never numbers somebody wrote on a run.
+
+Two audits compare only if they asked the same question about the same rows: a bound for a larger perturbation, another output
+or easier rows is a number of another kind.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import tempfile
 from collections.abc import Mapping
@@ -9,12 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mlflow_lipschitz.errors import RegistryError, UntrustedModel, UsageError
 from mlflow_lipschitz.policy import AuditPolicy
 from mlflow_lipschitz.policy_models import NoRegression
 from mlflow_lipschitz.registry.pull import fetch
 from mlflow_lipschitz.registry.store import client_for
-from mlflow_lipschitz.registry.vouching import NotVouched, vouching_audit
+from mlflow_lipschitz.registry.vouching import NotVouched, VouchedAudit, vouching_audit
+from mlflow_lipschitz.rows import AuditedRows
 
 
 @dataclass(frozen=True)
@@ -25,11 +33,20 @@ class Baseline:
     problem: str = ""
 
 
-def baseline_of(policy: AuditPolicy, tracking_uri: str | None = None) -> Baseline:
+def rows_digest(rows: AuditedRows) -> str:
+    """SHA-256 of the audited points, their columns and the scale that perturbations are measured in."""
+    digest = hashlib.sha256(repr((rows.feature_names, rows.points.shape)).encode())
+    for values in (rows.points, rows.scale):
+        digest.update(np.ascontiguousarray(values, dtype=np.float64).tobytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def baseline_of(policy: AuditPolicy, rows: AuditedRows, tracking_uri: str | None = None) -> Baseline:
     """The baseline that `policy` names, when it has a check that needs one.
 
-    A baseline counts only if a passed, valid audit of exactly its present files is on record. Everything else leaves
-    the checks without an answer, and the gate closed; it is not raised, for the other bounds are still worth having.
+    A baseline counts only if a passed, valid audit of exactly its present files is on record, with the same output,
+    inputs, perturbation and rows as this one. Everything else leaves the checks without an answer, and the gate closed;
+    it is not raised, for the other bounds are still worth having.
     """
     uri = policy.model.baseline
     if uri is None or not any(isinstance(check, NoRegression) for check in policy.checks):
@@ -48,10 +65,29 @@ def baseline_of(policy: AuditPolicy, tracking_uri: str | None = None) -> Baselin
             problem=f"no audit vouches for the baseline {uri} ({_one_line(error)}). Audit it first: "
             f"mlflow-lipschitz audit {place} --policy POLICY.yaml --data ROWS"
         )
+    differences = _differences(vouched, policy, rows)
+    if differences:
+        return Baseline(
+            problem=f"the audit of the baseline {uri} cannot be compared with: it had other {' and '.join(differences)}. "
+            f"Audit it again with this policy and these rows: mlflow-lipschitz audit {place} --policy POLICY.yaml --data ROWS"
+        )
     return Baseline(bounds=_finite(vouched.attestation.predicate.get("bounds")))
 
 
 _FIRST = "Audit and promote a first version under a policy without no_regression checks, or name another baseline."
+
+
+def _differences(vouched: VouchedAudit, policy: AuditPolicy, rows: AuditedRows) -> list[str]:
+    """What the baseline's audit asked differently, by the names of the policy file."""
+    theirs = vouched.policy
+    asked = {
+        "model.output": (theirs.model.output, policy.model.output),
+        "inputs.domain": (dict(theirs.inputs.domain), dict(policy.inputs.domain)),
+        "inputs.immutable": (set(theirs.inputs.immutable), set(policy.inputs.immutable)),
+        "perturbation": (theirs.perturbation, policy.perturbation),
+        "rows": (vouched.attestation.predicate.get("rows"), rows_digest(rows)),
+    }
+    return [name for name, (their, our) in asked.items() if their != our]
 
 
 def _finite(bounds: Any) -> dict[str, float]:

@@ -96,7 +96,7 @@ class Evidence:
     """What an attestation says beyond model, policy and verdict.
 
     `metrics` are the finite bounds; `artifacts` maps each file of the audit to its SHA-256; `graph` is the content
-    hash of the certified graph. `created` (now by default) and `validity` give the expiry.
+    hash of the certified graph, `rows` the digest of the audited rows. `created` (now by default) and `validity` give the expiry.
     """
 
     metrics: Mapping[str, float]
@@ -104,6 +104,7 @@ class Evidence:
     graph: str | None = None
     created: datetime | None = None
     validity: timedelta = VALIDITY
+    rows: str | None = None
 
 
 def make_attestation(pulled: PulledModel, policy: AuditPolicy, verdict: Verdict, evidence: Evidence) -> Attestation:
@@ -124,6 +125,7 @@ def make_attestation(pulled: PulledModel, policy: AuditPolicy, verdict: Verdict,
         "bounds": {name: value for name, value in evidence.metrics.items() if math.isfinite(value)},
         "artifacts": dict(evidence.artifacts),
         "graph": evidence.graph,
+        "rows": evidence.rows,
         "arithmetic": "real",
         "packages": _packages(),
         "created": _text(created),

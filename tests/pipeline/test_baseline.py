@@ -13,7 +13,7 @@ from mlflow_lipschitz.pipeline.baseline import baseline_of
 from mlflow_lipschitz.policy import AuditPolicy, load_policy
 from mlflow_lipschitz.registry import tags
 from tests.registry.conftest import sqlite_store, store  # noqa: F401
-from tests.registry.evidence import POLICY, record
+from tests.registry.evidence import POLICY, audited_rows, record
 from tests.registry.stores import artifact_folder, fresh_name, log_onnx, onnx_model, rows
 
 CHECK = "  - {id: no-worse, type: no_regression, metric: lipschitz_upper, rel_tol: 0.1}\n"
@@ -35,7 +35,7 @@ def name(store: str) -> str:  # noqa: F811
 
 def problem_of(name: str) -> str:
     """Why the champion is no baseline."""
-    found = baseline_of(policy_with(f"models:/{name}@champion"))
+    found = baseline_of(policy_with(f"models:/{name}@champion"), audited_rows())
     assert not found.bounds
     return found.problem
 
@@ -48,12 +48,14 @@ def outcome_of_an_audit(name: str, folder: Path, version: str = "2"):
 
 def test_the_bounds_are_those_attested(name: str, tmp_path: Path) -> None:
     record(name, tmp_path / "e")
-    found = baseline_of(policy_with(f"models:/{name}@champion"))
+    found = baseline_of(policy_with(f"models:/{name}@champion"), audited_rows())
     assert (dict(found.bounds), found.problem) == ({"lipschitz/upper_max": 7.5}, "")
 
 
 def test_a_policy_without_such_a_check_looks_nowhere(store: str) -> None:  # noqa: F811
-    found = baseline_of(load_policy(POLICY.replace("{output: 0}", "{output: 0, baseline: 'models:/nothing@here'}")))
+    found = baseline_of(
+        load_policy(POLICY.replace("{output: 0}", "{output: 0, baseline: 'models:/nothing@here'}")), audited_rows()
+    )
     assert (dict(found.bounds), found.problem) == ({}, "")
 
 
@@ -65,11 +67,37 @@ def test_an_audited_champion_is_compared_with(name: str, tmp_path: Path) -> None
     assert check.threshold == pytest.approx(1.1 * first.metrics["lipschitz/upper_max"])
 
 
+@pytest.mark.parametrize(
+    ("theirs", "named"),
+    [
+        (("radius: 0.05", "radius: 5"), "perturbation"),
+        (("norm: linf", "norm: l2"), "perturbation"),
+        (("seed: 7}}", "seed: 7}, immutable: [x0]}"), "inputs.immutable"),
+        (("seed: 7}}", "seed: 7}, domain: {x0: [-9, 9]}}"), "inputs.domain"),
+    ],
+)
+def test_an_audit_that_asked_another_question_is_no_baseline(
+    name: str, tmp_path: Path, theirs: tuple[str, str], named: str
+) -> None:
+    policy = POLICY.replace(*theirs)
+    assert policy != POLICY
+    first = audit(f"models:/{name}/1", rows(), load_policy(policy), out=tmp_path / "champion")
+    assert first.verdict.status == "passed"
+    problem = problem_of(name)
+    assert f"other {named}" in problem and "Audit it again with this policy and these rows" in problem
+
+
+def test_an_audit_of_other_rows_is_no_baseline(name: str, tmp_path: Path) -> None:
+    first = audit(f"models:/{name}/1", rows() * 0.5, load_policy(POLICY), out=tmp_path / "champion")
+    assert first.verdict.status == "passed"
+    assert "it had other rows" in problem_of(name)
+
+
 def test_metrics_forged_on_the_run_change_nothing(name: str, tmp_path: Path) -> None:
     record(name, tmp_path / "e")
     run_id = MlflowClient().get_model_version(name, "1").tags[tags.RUN_ID]
     MlflowClient().log_metric(run_id, "lipschitz/upper_max", 1e9)
-    assert baseline_of(policy_with(f"models:/{name}@champion")).bounds["lipschitz/upper_max"] == 7.5
+    assert baseline_of(policy_with(f"models:/{name}@champion"), audited_rows()).bounds["lipschitz/upper_max"] == 7.5
 
 
 def test_a_run_with_nothing_but_forged_metrics_is_no_baseline(name: str, tmp_path: Path) -> None:
@@ -126,7 +154,7 @@ def test_a_first_version_without_a_champion(store: str, tmp_path: Path) -> None:
 def test_a_model_that_is_not_registered_is_no_baseline(store: str) -> None:  # noqa: F811
     with mlflow.start_run() as run:
         mlflow.onnx.log_model(onnx_model(), name="model")
-    found = baseline_of(policy_with(f"runs:/{run.info.run_id}/model"))
+    found = baseline_of(policy_with(f"runs:/{run.info.run_id}/model"), audited_rows())
     assert not found.bounds
     assert "not a registered version" in found.problem
 

@@ -10,11 +10,14 @@ import mlflow
 from mlflow.tracking import MlflowClient
 
 from mlflow_lipschitz.gate.verdict import CheckOutcome, Verdict
+from mlflow_lipschitz.pipeline.baseline import rows_digest
 from mlflow_lipschitz.policy import load_policy
 from mlflow_lipschitz.registry import tags
 from mlflow_lipschitz.registry.attestation import Attestation, Evidence, make_attestation
 from mlflow_lipschitz.registry.manifest import sha256_of
 from mlflow_lipschitz.registry.pull import PulledModel, pull
+from mlflow_lipschitz.rows import AuditedRows, load_rows
+from tests.registry.stores import rows
 
 POLICY = """\
 apiVersion: mlflow-lipschitz/v1
@@ -27,6 +30,11 @@ checks:
   - {id: lip, type: lipschitz_at_most, max: 500.0}
   - {id: enough, type: points_at_least, min: 2}
 """
+
+
+def audited_rows() -> AuditedRows:
+    """The rows that records made by hand are about."""
+    return load_rows(rows(), None, load_policy(POLICY))
 
 
 def outcome(check_id: str = "lip", *, passed: bool = True) -> CheckOutcome:
@@ -54,7 +62,7 @@ def attest(
     (folder / "policy.yaml").write_text(POLICY)
     (folder / "summary.md").write_text("summary")
     hashes = {name: sha256_of(folder / name) for name in ("policy.yaml", "summary.md")}
-    evidence = Evidence({"lipschitz/upper_max": 7.5}, hashes, "graph", created)
+    evidence = Evidence({"lipschitz/upper_max": 7.5}, hashes, "graph", created, rows=rows_digest(audited_rows()))
     attestation = make_attestation(pulled, load_policy(POLICY), verdict(status), evidence)
     (folder / "attestation.json").write_text(attestation.to_json())
     return attestation
