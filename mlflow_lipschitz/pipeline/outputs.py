@@ -25,8 +25,10 @@ def judged_output(model: onnx.ModelProto, signature: Sequence[str], wanted: int 
         UsageError: there are several and neither the policy nor the signature names one.
     """
     names = [value.name for value in model.graph.output]
-    if isinstance(wanted, str) and wanted in names:
-        return wanted
+    if isinstance(wanted, str):
+        for name in (wanted, wanted.rpartition("[")[0]):  # an output, or an entry of one: scores[1]
+            if name in names:
+                return name
     real = [value.name for value in model.graph.output if value.type.tensor_type.elem_type in _REAL]
     if len(real) == 1:
         return real[0]
@@ -36,7 +38,7 @@ def judged_output(model: onnx.ModelProto, signature: Sequence[str], wanted: int 
         return signature[0]
     raise UsageError(
         f"the model has several outputs ({', '.join(real)}), its signature names ({', '.join(signature) or 'none'}), and "
-        f"the policy's model.output is {wanted!r}: set model.output to one of the model's outputs, or log the model with a "
+        f"the policy's model.output is {wanted!r}: set model.output to one of the model's outputs or entries (name[0]), or log the model with a "
         "signature of that output alone"
     )
 

@@ -24,7 +24,8 @@ def probe_points(question: Question, points: np.ndarray) -> np.ndarray:
     """
     size = max(1, int(np.prod(points.shape[1:])))
     count = int(np.clip(MOST_ENTRIES // size, 4, MOST_PROBES))
-    rows = np.resize(np.linspace(0, len(points) - 1, min(count, len(points))).round().astype(int), count)
+    chosen = np.linspace(0, len(points) - 1, min(count, len(points))).round().astype(int)
+    rows = np.sort(np.resize(chosen, count))
     region = question.region(points[rows])
     random = np.random.default_rng(0)
     return _in_box(region, random) if isinstance(region, Box) else _in_ball(region, random)
@@ -40,12 +41,11 @@ def _in_box(box: Box, random: np.random.Generator) -> np.ndarray:
 def _in_ball(ball: LpBall, random: np.random.Generator) -> np.ndarray:
     center, reach = ball.center.numpy(), ball.radius.numpy()
     axes = tuple(range(1, center.ndim))
-    direction = random.normal(size=center.shape) if ball.norm == 2 else random.laplace(size=center.shape)
-    length = (
-        np.sqrt((direction**2).sum(axis=axes, keepdims=True))
-        if ball.norm == 2
-        else np.abs(direction).sum(axis=axes, keepdims=True)
+    direction = (random.normal(size=center.shape) if ball.norm == 2 else random.laplace(size=center.shape)) * (
+        reach > 0
     )
+    length = (np.abs(direction) ** ball.norm).sum(axis=axes, keepdims=True) ** (1 / ball.norm)
+    length[length == 0] = 1.0
     depth = random.random((len(center), *(1,) * len(axes)))
     depth[::2] = 1.0
     inside = torch.from_numpy(center + reach * direction * depth / length)
