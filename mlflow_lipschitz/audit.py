@@ -136,9 +136,7 @@ def audit_rows(
     """The audit itself, of a pulled model on checked rows. Writes into `directory` only; logs nothing."""
     options, started = options or AuditOptions(), time.perf_counter()
     onnx_model = to_onnx(load_model_object(pulled), rows.points[:2])
-    output = judged_output(onnx_model, pulled.output_names, policy.model.output)
-    graph = lower(onnx_model, output)
-    outputs = entry_names(graph, onnx_model, output, pulled.output_names, policy.model.output)
+    graph, output, outputs = _judged(onnx_model, pulled, policy)
     policy.bind(rows.feature_names, outputs)
     question = question_of(policy, rows, outputs)
     baseline = baseline_of(policy, rows, options.tracking_uri)
@@ -180,6 +178,13 @@ def _served_by_name(pulled: PulledModel, rows: AuditedRows) -> Served | None:
     """The served model, handed the audited columns as MLflow hands them over: a column mixed up shows in the replay."""
     served = pulled.served
     return None if served is None else lambda points: served(rows.served_input(np.asarray(points)))
+
+
+def _judged(model: ModelProto, pulled: PulledModel, policy: AuditPolicy) -> tuple[Graph, str, tuple[str, ...]]:
+    """The graph of the audited output, that output's name, and those of its entries."""
+    output = judged_output(model, pulled.output_names, policy.model.output)
+    graph = lower(model, output)
+    return graph, output, entry_names(graph, model, output, pulled.output_names, policy.model.output)
 
 
 def _replayed(

@@ -38,8 +38,8 @@ def judged_output(model: onnx.ModelProto, signature: Sequence[str], wanted: int 
         return signature[0]
     raise UsageError(
         f"the model has several outputs ({', '.join(real)}), its signature names ({', '.join(signature) or 'none'}), and "
-        f"the policy's model.output is {wanted!r}: set model.output to one of the model's outputs or entries (name[0]), or log the model with a "
-        "signature of that output alone"
+        f"the policy's model.output is {wanted!r}: set model.output to one of the model's outputs, or to an entry of one "
+        "(name[0]), or log the model with a signature of that output alone"
     )
 
 
