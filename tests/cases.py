@@ -76,6 +76,14 @@ def _concat(rng: np.random.Generator, builder: GraphBuilder, x: int) -> int:
     return builder.add(ops.Concat(0), builder.add(ops.Elementwise("relu"), x), x)
 
 
+def _scalar(rng: np.random.Generator, builder: GraphBuilder, x: int) -> int:
+    # A squeezed output has no axes left.
+    one = builder.add(linear(rng, builder.shape(x)[-1], 1), x)
+    bare = builder.add(ops.Elementwise("relu"), builder.add(ops.Reshape(()), one))
+    other = builder.add(ops.Reshape(()), builder.add(ops.Elementwise("tanh"), one))
+    return builder.add(ops.Reshape((1,)), builder.add(ops.Multiply(), bare, builder.add(ops.Add(), other, bare)))
+
+
 def _multiply(rng: np.random.Generator, builder: GraphBuilder, x: int) -> int:
     size = builder.shape(x)[-1]
     return builder.add(ops.Multiply(), x, builder.add(linear(rng, size, size), x))
@@ -121,6 +129,7 @@ CASES: dict[str, Build] = {
     "multiply": _around(_multiply),
     "multiply, one operand followed": _around(_kinked_multiply),
     "reshape": _one(lambda rng, shape: ops.Reshape((4, 1))),
+    "value without axes": _around(_scalar),
     "transpose": _one(lambda rng, shape: ops.Transpose((1, 0)), (2, 2)),
     "expand": _one(lambda rng, shape: ops.Expand((2, *shape))),
     "sum": _one(lambda rng, shape: ops.Sum((0,)), (2, 2)),

@@ -66,7 +66,9 @@ def value_and_jacobian(graph: Graph, x: np.ndarray, side: int = 1) -> tuple[np.n
         if isinstance(node.op, ops.Input):
             values.append(entries.reshape(x.shape))
         else:
-            values.append(_apply(node, [values[i] for i in node.inputs], exact, side))
+            held = np.empty(node.shape, dtype=object)  # NumPy gives a bare entry, not an array, where no axes are left
+            held[...] = _apply(node, [values[i] for i in node.inputs], exact, side)
+            values.append(held)
     outputs = values[graph.output].reshape(-1)
     return np.array([d.value for d in outputs], dtype=object), np.stack([d.gradient for d in outputs])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mlflow_lipschitz.engine.domains.axes import entries
 from mlflow_lipschitz.engine.domains.region import Box, LpBall, Region
 from mlflow_lipschitz.engine.domains.rounding import gamma
 
@@ -33,7 +34,7 @@ def clip(region: Region, points: Tensor) -> Tensor:
         return inside
     offset = inside - region.center
     relative = torch.where(region.radius > 0, offset / region.radius, 0.0)
-    norm = torch.linalg.vector_norm(relative.flatten(2), ord=region.norm, dim=-1)
+    norm = torch.linalg.vector_norm(entries(relative, 2), ord=region.norm, dim=-1)
     shrink = (_INSIDE / norm.clamp(min=_INSIDE)).reshape(*norm.shape, *(1,) * (points.dim() - 2))
     # A ball's box contains its center, so shrinking towards the center stays in the box.
     pulled = torch.where(norm.reshape(shrink.shape) > _INSIDE, region.center + offset * shrink, inside)
@@ -43,6 +44,6 @@ def clip(region: Region, points: Tensor) -> Tensor:
 
 def _surely_in_ball(ball: LpBall, points: Tensor) -> Tensor:
     """(samples, points): whether the norm of the floats that came out is at most 1 with its rounding added."""
-    relative = torch.where(ball.radius > 0, (points - ball.center).abs() / ball.radius, 0.0).flatten(2)
+    relative = entries(torch.where(ball.radius > 0, (points - ball.center).abs() / ball.radius, 0.0), 2)
     norm = torch.linalg.vector_norm(relative, ord=ball.norm, dim=-1)
     return norm * (1 + gamma(4 * relative.shape[-1] + 16)) <= 1

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mlflow_lipschitz.engine.domains.axes import entries
 from mlflow_lipschitz.engine.domains.rounding import error_bound, next_down, next_up
 from mlflow_lipschitz.errors import InvalidRegion
 
@@ -128,8 +129,8 @@ class LpBall:
 
     def support(self, coeffs: Tensor) -> Tensor:
         """As `Box.support`: the smaller of the ball's dual-norm value and the box's."""
-        a = coeffs.flatten(3)
-        center, reach = self.center.flatten(1)[:, None, :, None], self.radius.flatten(1)[:, None, None, :]
+        a = entries(coeffs, 3)
+        center, reach = entries(self.center, 1)[:, None, :, None], entries(self.radius, 1)[:, None, None, :]
         weighted = (a * reach).abs()
         largest = weighted.amax(-1)
         # Scaled by the largest entry, no square underflows that matters.
@@ -150,7 +151,7 @@ Region = Box | LpBall
 
 
 def _dot(coeffs: Tensor, values: Tensor) -> Tensor:
-    return (coeffs * values).flatten(3).sum(-1)
+    return entries(coeffs * values, 3).sum(-1)
 
 
 def _box(lower: Tensor, upper: Tensor) -> Box:

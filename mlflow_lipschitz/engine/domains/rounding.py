@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mlflow_lipschitz.engine.domains.axes import entries
+
 UNIT_ROUNDOFF = 2.0**-53
 
 # Covers the rounding of the error terms themselves: they are sums of at most 2³⁰ float64 numbers, relative error < 1e-6.
@@ -45,7 +47,7 @@ def underflow_guard(smallest_weight: Tensor, *values: Tensor) -> Tensor:
     guard = None
     for value in values:
         size = value.abs()
-        smallest = torch.where(size == 0, torch.inf, size).flatten(2).amin(-1)
+        smallest = entries(torch.where(size == 0, torch.inf, size), 2).amin(-1)
         risky = smallest * smallest_weight < 2.0**-900
         guard = risky if guard is None else guard | risky
     assert guard is not None

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mlflow_lipschitz.engine.domains.axes import entries
 from mlflow_lipschitz.engine.domains.rounding import gamma
 from mlflow_lipschitz.engine.ir import ops
 from mlflow_lipschitz.engine.propagation.node_bounds import NodeBounds
@@ -94,7 +95,7 @@ def _step(problem: Problem, known: NodeBounds, index: int, form: _Form) -> _Step
     rule, shapes = rule_for(node.op), tuple(problem.graph.nodes[i].shape for i in node.inputs)
     weights = problem.weights[index]
     passed = rule.backward(node.op, weights, form.coeffs, shapes)
-    norm = form.coeffs.abs().flatten(3).sum(-1) if form.norm is None else form.norm
+    norm = entries(form.coeffs.abs(), 3).sum(-1) if form.norm is None else form.norm
     offset = rule.offset(node.op, weights, form.coeffs, shapes)
     return _Step([(i, _Form(c, None)) for i, c in zip(node.inputs, passed, strict=True)], offset, norm)
 
@@ -105,7 +106,7 @@ def _relax(relaxation: Relaxation, inputs: tuple[int, ...], coeffs: Tensor) -> _
     Rounding of mean and half difference is within `RelaxedOp.rounding_terms`.
     """
     size = coeffs.abs()
-    norm = size.flatten(3).sum(-1)
+    norm = entries(size, 3).sum(-1)
     passed = []
     for position, slope, steepest in zip(relaxation.operands, relaxation.slopes, relaxation.steepest, strict=True):
         onward = _Form(torch.addcmul(coeffs * slope.mean, size, slope.half), norm * steepest)
@@ -116,7 +117,7 @@ def _relax(relaxation: Relaxation, inputs: tuple[int, ...], coeffs: Tensor) -> _
 
 def _dot(form: Tensor, values: Tensor) -> Tensor:
     """Products summed over a node's entries. Measured on CPUs: a batch of matrix-vector products takes twice as long."""
-    return (form * values).flatten(3).sum(-1)
+    return entries(form * values, 3).sum(-1)
 
 
 def _dot_cotangent(problem: Problem, form: Tensor, nodes: int) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mlflow_lipschitz.engine.domains.axes import entries
 from mlflow_lipschitz.engine.domains.interval import Interval
 from mlflow_lipschitz.engine.domains.region import Box
 from mlflow_lipschitz.engine.ir import ops
@@ -77,7 +78,7 @@ def _bound_node(problem: Problem, bounds: Sequence[NodeBounds], index: int, *, p
     if not passes:
         return NodeBounds(interval)
     relaxation = rule.relaxation(node.op, *inputs)
-    reach = [x.magnitude.flatten(2).amax(-1) for x in inputs]
+    reach = [entries(x.magnitude, 2).amax(-1) for x in inputs]
     underflow = _COEFFICIENT * (1 + sum(reach[1:], reach[0]))
     if relaxation is None:
         return NodeBounds(interval, None, rule.magnitude(node.op, weights, *inputs), underflow)
@@ -88,7 +89,7 @@ def _refined(
     problem: Problem, bounds: Sequence[NodeBounds], target: int, mask: Tensor, refinement: Refinement
 ) -> Interval:
     known = _per_point(bounds[target].interval, mask.shape[0])
-    wanted = mask.flatten(2)
+    wanted = entries(mask, 2)
     if known.lower.shape[1] == 1:
         wanted = wanted.any(1, keepdim=True)
     widest = int(wanted.sum(-1).max())  # the one host read: the number of rows shapes the tensors
@@ -97,7 +98,7 @@ def _refined(
     shape = problem.graph.nodes[target].shape
     rows = _rows(wanted, widest)
     step = max(1, refinement.chunk_size // (2 * known.lower.shape[0] * known.lower.shape[1]))
-    lower, upper = known.lower.flatten(2), known.upper.flatten(2)
+    lower, upper = entries(known.lower, 2), entries(known.upper, 2)
     for start in range(0, widest, step):
         chunk = rows[..., start : start + step]
         ends = upper_bounds(problem, bounds, target, _signed_unit_rows(chunk, shape))

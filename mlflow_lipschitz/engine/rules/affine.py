@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mlflow_lipschitz.engine.domains.axes import entries
 from mlflow_lipschitz.engine.domains.interval import Interval
 from mlflow_lipschitz.engine.domains.rounding import error_bound, underflow_guard
 from mlflow_lipschitz.engine.ir import ops
@@ -64,7 +65,7 @@ class AffineRule(AffineOp):
         (_, high), _ = self._split_apply(op, weights, reach, with_sizes=False)
         constant = _constant(op, weights, shape, x.lower.device)
         # Rounded sums of nonnegative numbers: relative error far below the slack that γ already carries.
-        return _plus(high, None if constant is None else constant.abs()).flatten(2).amax(-1) * (1 + 1e-6)
+        return entries(_plus(high, None if constant is None else constant.abs()), 2).amax(-1) * (1 + 1e-6)
 
     def backward(self, op: Any, weights: Weights, coeffs: Tensor, shapes: tuple[Shape, ...]) -> tuple[Tensor, ...]:
         return (affine_map(op).transpose(op, weights.full, coeffs, shapes[0]),)
@@ -73,7 +74,7 @@ class AffineRule(AffineOp):
         constant = _constant(op, weights, shapes[0], coeffs.device)
         if constant is None:
             return None
-        return coeffs.flatten(3) @ torch.broadcast_to(constant, coeffs.shape[3:]).flatten()
+        return entries(coeffs, 3) @ torch.broadcast_to(constant, coeffs.shape[3:]).flatten()
 
     def vjp(self, builder: GraphBuilder, node: Node, cotangent: int) -> tuple[tuple[int, int], ...]:
         (source,) = node.inputs
@@ -115,7 +116,7 @@ class AddRule(AffineOp):
         return 1
 
     def magnitude(self, op: Op, weights: Weights, *inputs: Interval) -> Tensor:
-        return (inputs[0].magnitude + inputs[1].magnitude).flatten(2).amax(-1) * (1 + 1e-6)
+        return entries(inputs[0].magnitude + inputs[1].magnitude, 2).amax(-1) * (1 + 1e-6)
 
     def backward(self, op: Op, weights: Weights, coeffs: Tensor, shapes: tuple[Shape, ...]) -> tuple[Tensor, ...]:
         return coeffs, coeffs
@@ -142,7 +143,7 @@ class ConcatRule(AffineOp):
         return 0
 
     def magnitude(self, op: Op, weights: Weights, *inputs: Interval) -> Tensor:
-        return self.interval(op, weights, *inputs).magnitude.flatten(2).amax(-1)
+        return entries(self.interval(op, weights, *inputs).magnitude, 2).amax(-1)
 
     def backward(self, op: Any, weights: Weights, coeffs: Tensor, shapes: tuple[Shape, ...]) -> tuple[Tensor, ...]:
         return tuple(coeffs.split([shape[op.axis] for shape in shapes], 3 + op.axis))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mlflow_lipschitz.engine.domains.axes import entries
 from mlflow_lipschitz.engine.domains.interval import Interval
 
 
@@ -50,11 +51,11 @@ class Relaxation:
     def steepest(self) -> tuple[Tensor, ...]:
         """Per operand, (points, objectives, 1): the largest |slope| of any entry."""
         pairs = zip(self.lower_slopes, self.upper_slopes, strict=True)
-        return tuple(torch.maximum(a.abs(), b.abs()).flatten(2).amax(-1)[:, :, None] for a, b in pairs)
+        return tuple(entries(torch.maximum(a.abs(), b.abs()), 2).amax(-1)[:, :, None] for a, b in pairs)
 
     def magnitude(self, *inputs: Interval) -> Tensor:
         """(points, objectives): bound of Σ |slope||x| + |offset| over all entries, both planes; `inputs` are the node's."""
         size = torch.maximum(self.lower_offset.abs(), self.upper_offset.abs())
         for position, lower, upper in zip(self.operands, self.lower_slopes, self.upper_slopes, strict=True):
             size = size + torch.maximum(lower.abs(), upper.abs()) * inputs[position].magnitude
-        return size.flatten(2).amax(-1)
+        return entries(size, 2).amax(-1)
