@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
+import mlflow
+import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
 
 from mlflow_lipschitz.errors import PromotionRefused, RegistryError
 from mlflow_lipschitz.mlflow_plugin.logging import log_audit
+from mlflow_lipschitz.registry import tags
 from mlflow_lipschitz.registry.promotion import promote
 from mlflow_lipschitz.registry.pull import pull
 from tests.mlflow_plugin.audits import audited
-from tests.registry.evidence import record
-from tests.registry.stores import fresh_name, log_onnx, network, onnx_model, rows
+from tests.registry.evidence import POLICY, record
+from tests.registry.stores import FEATURES, fresh_name, log_onnx, network, onnx_model, rows
 
 
 def _aliases(name: str) -> dict[str, str]:
@@ -64,3 +70,32 @@ def test_a_version_number_beyond_the_last_is_a_registry_error_at_once(http_store
     log_onnx(name)
     with pytest.raises(RegistryError, match="mlflow ui"):
         pull(f"models:/{name}/99")
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mlflow_lipschitz.cli", *arguments]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_the_commands_a_user_types(http_store: str, tmp_path: Path) -> None:
+    name = fresh_name()
+    info = log_onnx(name)
+    (tmp_path / "policy.yaml").write_text(POLICY)
+    pd.DataFrame(rows(), columns=[f"x{i}" for i in range(FEATURES)]).to_csv(tmp_path / "rows.csv", index=False)
+    place = f"models:/{name}/1"
+    audit = _run("audit", place, "--policy", str(tmp_path / "policy.yaml"), "--data", str(tmp_path / "rows.csv"))
+    assert audit.returncode == 0, audit.stderr
+    assert f"passed: {place}" in audit.stdout
+
+    client = MlflowClient()
+    tagged = client.get_model_version(name, "1").tags
+    assert tagged[tags.VERDICT] == "passed"
+    assert len(client.get_metric_history(tagged[tags.RUN_ID], "lipschitz/upper_max")) == 1
+    linked = [m for m in client.get_logged_model(info.model_id).metrics if m.key == "lipschitz/upper_max"]
+    assert len(linked) == 1
+    kept = {artifact.path for artifact in client.list_artifacts(tagged[tags.RUN_ID], "lipschitz")}
+    assert {"lipschitz/report.html", "lipschitz/points.parquet", "lipschitz/attestation.json"} <= kept
+
+    assert _run("promote", place, "--alias", "champion").returncode == 0
+    assert _aliases(name) == {"champion": "1"}
