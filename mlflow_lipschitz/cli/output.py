@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mlflow_lipschitz.audit import AuditResult
     from mlflow_lipschitz.frontends.support import NodeSupport
 
+_LOG_WIDTH = 160
 _COLORS = {"ok": "green", "FAIL": "red", "ERROR": "red", "warn": "yellow", "info": "yellow"}
 
 
@@ -77,16 +78,21 @@ def audit_json(result: AuditResult) -> str:
 def show_support(nodes: Sequence[NodeSupport]) -> None:
     """The per-node table of `support`."""
     table = Table("node", "operator", "bounded", "note", "origin")
-    table.columns[-1].no_wrap, table.columns[-1].overflow = True, "ellipsis"
+    for column, word in enumerate(table.columns):
+        # What decides stays whole on any screen; names and places may run over several lines.
+        word.no_wrap = column in (1, 2)
+        word.overflow = "fold"
     colors = {"exact": "green", "relaxed": "yellow", "unsupported": "red"}
     for node in nodes:
         verdict = Text(node.verdict, style=colors[node.verdict])
         # Folders of the author's machine tell nobody anything; the file and the line do.
-        origin = re.sub(r"[^\s']*/", "", node.origin) or "–"
+        origin = re.sub(r"(?<![\w)])(?:[A-Za-z]:)?[/\\](?:[^\s'/\\]+[/\\])+", "", node.origin) or "–"
         cells = (Text(one_line(cell)) for cell in (node.node, node.op_type, node.note, origin))
         name, operator, note, place = cells
         table.add_row(name, operator, verdict, note, place)
-    Console().print(table)
+    console = Console()
+    # A log has no width of its own: take one at which the columns can be read.
+    (console if console.is_terminal else Console(width=_LOG_WIDTH)).print(table)
     missing = sum(node.verdict == "unsupported" for node in nodes)
     click.echo(f"{len(nodes)} nodes, {missing} unsupported")
 

@@ -400,6 +400,19 @@ def test_support_lists_every_node(command: Command, uri: str) -> None:
     for name in ("first_layer", "relu", "second_layer"):
         assert name in answer.out
     assert "3 nodes, 0 unsupported" in answer.out
+    assert "exact" in answer.out and "relaxed" in answer.out
+
+
+def test_support_keeps_what_decides_and_drops_folders(capsys: pytest.CaptureFixture[str]) -> None:
+    from mlflow_lipschitz.cli.output import show_support
+    from mlflow_lipschitz.frontends.support import NodeSupport
+
+    place = "layer 'a', " + "/home/someone/models/net.py line 3: return (x - m) / self.spread " * 6
+    show_support([NodeSupport("node_with_a_name", "LayerNormalization", place, "unsupported", "no rule")])
+    shown = capsys.readouterr().out
+    for whole in ("node_with_a_name", "LayerNormalization", "unsupported", "net.py", "/ self.spread"):
+        assert whole in shown
+    assert "someone" not in shown
 
 
 def test_the_schema_is_json_and_explanations_are_text(command: Command) -> None:
