@@ -109,9 +109,13 @@ def _relax(relaxation: Relaxation, inputs: tuple[int, ...], coeffs: Tensor) -> _
     norm = entries(size, 3).sum(-1)
     passed = []
     for position, slope, steepest in zip(relaxation.operands, relaxation.slopes, relaxation.steepest, strict=True):
-        onward = _Form(torch.addcmul(coeffs * slope.mean, size, slope.half), norm * steepest)
-        passed.append((inputs[position], onward))
-    offset = _dot(coeffs, relaxation.offset.mean) + _dot(size, relaxation.offset.half)
+        onward = coeffs * slope.mean
+        if slope.half is not None:
+            onward = torch.addcmul(onward, size, slope.half)
+        passed.append((inputs[position], _Form(onward, norm * steepest)))
+    offset = _dot(coeffs, relaxation.offset.mean)
+    if relaxation.offset.half is not None:
+        offset = offset + _dot(size, relaxation.offset.half)
     return _Step(passed, offset, norm)
 
 

@@ -27,21 +27,22 @@ Slopes = dict[int, tuple[Tensor, Tensor]]
 def optimized_upper_bounds(
     problem: Problem, bounds: Sequence[NodeBounds], target: int, coeffs: Tensor, *, steps: int
 ) -> Tensor:
-    """As `upper_bounds`, and at `steps` other settings of the slopes; one pass when nothing is free."""
-    best = upper_bounds(problem, bounds, target, coeffs)
+    """As `upper_bounds`, the best of `steps` settings of the free slopes; one pass when nothing is free."""
     slopes = _free_slopes(problem.graph, bounds)
     if not slopes or steps == 0:
-        return best
+        return upper_bounds(problem, bounds, target, coeffs)
+    best: Tensor | None = None
     leaves = [torch.full_like(tensor, _START).requires_grad_() for pair in slopes.values() for tensor in pair]
     chosen = dict(zip(slopes, zip(leaves[::2], leaves[1::2], strict=True), strict=True))
     for step in range(steps):
         last = step == steps - 1
         with torch.set_grad_enabled(not last):
             bound = upper_bounds(problem, _with_slopes(problem.graph, bounds, chosen), target, coeffs)
-        best = torch.minimum(best, bound.detach())
+        best = bound.detach() if best is None else torch.minimum(best, bound.detach())
         if not last:
             bound.backward(torch.ones_like(bound))  # points and objectives share no slopes, so their sum separates
             _improve(leaves, _RATE / 2**step)
+    assert best is not None
     return best
 
 

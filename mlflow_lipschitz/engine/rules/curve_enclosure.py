@@ -18,7 +18,7 @@ from mlflow_lipschitz.engine.rules.relaxation import Relaxation
 
 _ULP = 2.0**-52
 # Tightness only: an inexact tangent point costs the square of its error, an inexact slope the error itself.
-_PEAK_BISECTIONS, _SLOPE_BISECTIONS = 6, 9
+_PEAK_BISECTIONS, _SLOPE_BISECTIONS = 5, 6
 _UNDERFLOW = 2.0**-960
 
 

@@ -69,7 +69,9 @@ class MultiplyRule(RelaxedOp):
         upper_slopes, upper_offset = _plane_above(x, y, above)
         (slope_x, slope_y), offset = _plane_above(mirrored, y, below)
         # −(−x) y: the slope on x keeps its sign, the one on y and the offset change it.
-        return Relaxation((0, 1), (slope_x, -slope_y), -offset, upper_slopes, upper_offset)
+        # Of one weight come one and the same slope on x, above and below: no need to tell them apart later.
+        below_x = upper_slopes[0] if above is below else slope_x
+        return Relaxation((0, 1), (below_x, -slope_y), -offset, upper_slopes, upper_offset)
 
     def vjp(self, builder: GraphBuilder, node: Node, cotangent: int) -> tuple[tuple[int, int], ...]:
         first, second = node.inputs

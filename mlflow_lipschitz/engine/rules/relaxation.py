@@ -14,13 +14,18 @@ from mlflow_lipschitz.engine.domains.interval import Interval
 
 
 class Centered(NamedTuple):
-    """Two values as mean ± half the difference, with an axis for rows: (points, objectives or 1, 1, *shape)."""
+    """Two values as mean ± half the difference, with an axis for rows: (points, objectives or 1, 1, *shape).
+
+    `half` is None where the two are one and the same.
+    """
 
     mean: Tensor
-    half: Tensor
+    half: Tensor | None
 
     @staticmethod
     def of(lower: Tensor, upper: Tensor) -> Centered:
+        if lower is upper:
+            return Centered(lower[:, :, None], None)
         return Centered(((upper + lower) / 2)[:, :, None], ((upper - lower) / 2)[:, :, None])
 
 
