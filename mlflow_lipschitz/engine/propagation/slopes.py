@@ -39,9 +39,10 @@ def optimized_upper_bounds(
         with torch.set_grad_enabled(not last):
             bound = upper_bounds(problem, _with_slopes(problem.graph, bounds, chosen), target, coeffs)
         best = bound.detach() if best is None else torch.minimum(best, bound.detach())
-        if not last:
-            bound.backward(torch.ones_like(bound))  # points and objectives share no slopes, so their sum separates
-            _improve(leaves, _RATE / 2**step)
+        if last or not bound.requires_grad:  # a target that no free slope reaches has nothing to gain
+            break
+        bound.backward(torch.ones_like(bound))  # points and objectives share no slopes, so their sum separates
+        _improve(leaves, _RATE / 2**step)
     assert best is not None
     return best
 
