@@ -102,6 +102,24 @@ def _conv2d(rng: np.random.Generator, shape: tuple[int, ...]) -> ops.Conv:
     return ops.Conv(coarse(rng, 4, 1, 2, 2), coarse(rng, 4), (1, 2), ((1, 0), (0, 1)), (2, 1), groups=2)
 
 
+def _conv3d(rng: np.random.Generator, shape: tuple[int, ...]) -> ops.Conv:
+    return ops.Conv(
+        coarse(rng, 2, 1, 2, 1, 2), coarse(rng, 2), (1, 2, 1), ((1, 0), (0, 1), (0, 0)), (1, 1, 2), groups=2
+    )
+
+
+def _transposed_conv(rng: np.random.Generator, builder: GraphBuilder, x: int) -> int:
+    # The last of the 4 rows lies beyond the strided kernel's reach: what ONNX calls output padding.
+    inner = ops.Conv(coarse(rng, 2, 1, 2, 2), None, (2, 1), ((1, 0), (0, 1)), (1, 2), groups=2)
+    y = builder.add(ops.Adjoint(inner, (1, 2, 4, 4)), x)
+    return builder.add(ops.ScaleShift(shift=coarse(rng, 2, 1, 1)), y)
+
+
+def _transposed_conv1d(rng: np.random.Generator, builder: GraphBuilder, x: int) -> int:
+    inner = ops.Conv(coarse(rng, 2, 2, 2), None, (3,), ((0, 0),), (1,))
+    return builder.add(ops.Adjoint(inner, (1, 2, 10)), x)
+
+
 def _constant(rng: np.random.Generator) -> Graph:
     builder = GraphBuilder()
     x = builder.add(ops.Input((3,)))
@@ -122,6 +140,11 @@ CASES: dict[str, Build] = {
     "constant": _constant,
     "conv1d": _one(_conv1d, (2, 3)),
     "conv2d": _one(_conv2d, (2, 3, 2)),
+    "conv1d with leading axes": _one(_conv1d, (1, 2, 2, 2)),
+    "conv2d of a whole tensor": _one(_conv2d, (1, 2, 3, 2)),
+    "conv3d": _one(_conv3d, (1, 2, 2, 2, 2)),
+    "transposed conv1d": _around(_transposed_conv1d, (1, 2, 2)),
+    "transposed conv2d": _around(_transposed_conv, (1, 2, 2, 2)),
     "scale_shift": _one(lambda rng, shape: ops.ScaleShift(coarse(rng, *shape), coarse(rng, *shape))),
     "scale": _one(lambda rng, shape: ops.ScaleShift(scale=coarse(rng, 1))),
     "add (residual)": _around(_residual),

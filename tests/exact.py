@@ -7,7 +7,7 @@ curves: exact far beyond float64). At a kink, `side` chooses the one-sided deriv
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -83,6 +83,8 @@ def _apply(node: Node, xs: list[np.ndarray], exact: Callable[[Any], Any], side: 
             return y if op.bias is None else y + lift(op.bias)
         case ops.Conv():
             return _convolve(op, x, lift, exact)
+        case ops.Adjoint(inner=ops.Conv()):
+            return _convolve_transposed(op.inner, op.shape, x, lift, exact)
         case ops.ScaleShift():
             y = x if op.scale is None else x * lift(op.scale)
             return y if op.shift is None else y + lift(op.shift)
@@ -110,30 +112,63 @@ def _apply(node: Node, xs: list[np.ndarray], exact: Callable[[Any], Any], side: 
     raise TypeError(f"no exact meaning for {type(op).__name__}")
 
 
+def _constant(value: Any, like: np.ndarray) -> Dual:
+    return Dual(value, np.full(like.reshape(-1)[0].gradient.shape, value * 0, dtype=object))
+
+
 def _padded(x: np.ndarray, padding: Any, value: Any) -> np.ndarray:
-    size = x.reshape(-1)[0].gradient.shape
     out = np.empty([n + a + b for n, (a, b) in zip(x.shape, padding, strict=True)], dtype=object)
-    out.reshape(-1)[:] = [Dual(value, np.full(size, value * 0, dtype=object)) for _ in range(out.size)]
+    out.reshape(-1)[:] = [_constant(value, x) for _ in range(out.size)]
     out[tuple(slice(a, a + n) for n, (a, _) in zip(x.shape, padding, strict=True))] = x
     return out
 
 
+def _kernel_steps(op: ops.Conv, sizes: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], Any]]:
+    """Every product of a convolution of values (channels, *sizes): (input place, output place, index of the weight).
+
+    Input places count from the first entry of the padding.
+    """
+    starts = [
+        range(0, n + a + b - d * (k - 1), s)
+        for n, (a, b), d, k, s in zip(sizes, op.padding, op.dilation, op.weight.shape[2:], op.stride, strict=True)
+    ]
+    for o, c, *k in np.ndindex(op.weight.shape):
+        channel = o // (op.weight.shape[0] // op.groups) * op.weight.shape[1] + c
+        for corner in itertools.product(*(enumerate(r) for r in starts)):
+            source = (channel, *(start + j * d for (_, start), j, d in zip(corner, k, op.dilation, strict=True)))
+            yield source, (o, *(at for at, _ in corner)), (o, c, *k)
+
+
 def _convolve(op: ops.Conv, x: np.ndarray, lift: Any, exact: Callable[[Any], Any]) -> np.ndarray:
-    padded = _padded(x, ((0, 0), *op.padding), exact(0))
-    weight = lift(op.weight)
-    kernel = op.weight.shape[2:]
-    out_shape = op.output_shape(x.shape)
-    per_group_in, per_group_out = op.weight.shape[1], op.weight.shape[0] // op.groups
-    out = np.empty(out_shape, dtype=object)
-    for place in itertools.product(*(range(n) for n in out_shape)):
-        o, *at = place
-        group = o // per_group_out
-        total: Any = exact(0) if op.bias is None else exact(float(op.bias[o]))
-        for c, *k in itertools.product(range(per_group_in), *(range(n) for n in kernel)):
-            where = tuple(i * s + j * d for i, s, j, d in zip(at, op.stride, k, op.dilation, strict=True))
-            total = padded[(group * per_group_in + c, *where)] * weight[(o, c, *k)] + total
-        out[place] = total
-    return out
+    axes = op.weight.ndim - 1
+    lead, sample = x.shape[:-axes], x.shape[-axes:]
+    weight, steps = lift(op.weight), list(_kernel_steps(op, sample[1:]))
+    rows = []
+    for row in x.reshape(-1, *sample):
+        padded = _padded(row, ((0, 0), *op.padding), exact(0))
+        out = np.empty([1 + max(place) for place in zip(*(to for _, to, _ in steps), strict=True)], dtype=object)
+        for place in np.ndindex(out.shape):
+            out[place] = _constant(exact(0 if op.bias is None else float(op.bias[place[0]])), x)
+        for source, to, index in steps:
+            out[to] = out[to] + padded[source] * weight[index]
+        rows.append(out)
+    return np.stack(rows).reshape(*lead, *rows[0].shape)
+
+
+def _convolve_transposed(
+    op: ops.Conv, shape: tuple[int, ...], y: np.ndarray, lift: Any, exact: Callable[[Any], Any]
+) -> np.ndarray:
+    axes = op.weight.ndim - 1
+    weight, steps = lift(op.weight), list(_kernel_steps(op, shape[1 - axes :]))
+    rows = []
+    for row in y.reshape(-1, *y.shape[-axes:]):
+        inside = np.empty(shape[-axes:], dtype=object)
+        inside.reshape(-1)[:] = [_constant(exact(0), y) for _ in range(inside.size)]
+        padded = _padded(inside, ((0, 0), *op.padding), exact(0))
+        for source, to, index in steps:
+            padded[source] = padded[source] + row[to] * weight[index]
+        rows.append(padded[(..., *(slice(a, n + a) for n, (a, _) in zip(shape[1 - axes :], op.padding, strict=True)))])
+    return np.stack(rows).reshape(shape)
 
 
 def _curve(op: ops.Elementwise, d: Dual, exact: Callable[[Any], Any], side: int) -> Dual:

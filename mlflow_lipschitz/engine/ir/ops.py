@@ -63,9 +63,9 @@ class Linear(Op):
 
 @dataclass(frozen=True, eq=False)
 class Conv(Op):
-    """Cross-correlation over 1 or 2 spatial axes, as ONNX `Conv`.
+    """Cross-correlation over 1, 2 or 3 spatial axes, as ONNX `Conv`, of values (*any, channels, *spatial).
 
-    `weight` is (out, in / groups, *kernel); `padding` has one (before, after) pair per spatial axis.
+    `weight` is (out, in / groups, *kernel), `bias` is (out,) or None; `padding` has one (before, after) pair per spatial axis.
     """
 
     weight: np.ndarray
@@ -77,16 +77,29 @@ class Conv(Op):
 
     def output_shape(self, *shapes: Shape) -> Shape:
         (shape,) = shapes
-        channels, *spatial = shape
-        _require(len(spatial) == self.weight.ndim - 2, f"Conv {self.weight.shape} on {shape}")
-        _require(channels == self.weight.shape[1] * self.groups, f"Conv {self.weight.shape} on {shape}")
-        sizes = (
+        does_not_fit = f"Conv {self.weight.shape} on {shape}"
+        _require(1 <= self.spatial_axes <= 3 and len(shape) > self.spatial_axes, does_not_fit)
+        *lead, channels = shape[: -self.spatial_axes]
+        _require(channels == self.weight.shape[1] * self.groups, does_not_fit)
+        _require(self.weight.shape[0] % self.groups == 0, f"{does_not_fit} in {self.groups} groups")
+        sizes = tuple(
             (n + p0 + p1 - d * (k - 1) - 1) // s + 1
             for n, (p0, p1), d, k, s in zip(
-                spatial, self.padding, self.dilation, self.weight.shape[2:], self.stride, strict=True
+                shape[-self.spatial_axes :],
+                self.padding,
+                self.dilation,
+                self.weight.shape[2:],
+                self.stride,
+                strict=True,
             )
         )
-        return (self.weight.shape[0], *sizes)
+        _require(all(n > 0 for n in sizes), f"{does_not_fit}: the kernel is larger than the padded value")
+        return (*lead, self.weight.shape[0], *sizes)
+
+    @property
+    def spatial_axes(self) -> int:
+        """How many axes the kernel moves along; they are the value's last ones."""
+        return self.weight.ndim - 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,7 +247,8 @@ class Concat(Op):
 class Adjoint(Op):
     """The transpose of the linear part of `inner`, a one-input affine op whose input had shape `shape`.
 
-    Only differentiation makes these. The transpose of an `Adjoint` is the linear part of `inner` again.
+    Differentiation makes these; of a model's own operators, a transposed convolution is one. The transpose of an `Adjoint` is the
+    linear part of `inner` again.
     """
 
     inner: Op

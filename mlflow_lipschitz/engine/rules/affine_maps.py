@@ -54,7 +54,7 @@ def is_affine_map(op: Op) -> bool:
 def constant_part(op: Op, bias: Tensor | None, shape: Shape) -> Tensor | None:
     """The op's constant part, broadcastable to its output shape; None where there is none."""
     if isinstance(op, ops.Conv) and bias is not None:
-        return bias.reshape(-1, *(1,) * (len(shape) - 1))
+        return bias.reshape(-1, *(1,) * op.spatial_axes)
     return bias
 
 
@@ -62,20 +62,24 @@ def _lead(x: Tensor, rank: int) -> tuple[int, ...]:
     return tuple(x.shape[: x.dim() - rank])
 
 
+_CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_CONVOLVE_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
 def _conv(op: ops.Conv, weight: Tensor, x: Tensor, shape: Shape) -> Tensor:
     padded = F.pad(x, [p for pair in reversed(op.padding) for p in pair])
-    flat = padded.reshape(-1, *padded.shape[-len(shape) :])
-    convolve = F.conv1d if len(shape) == 2 else F.conv2d
-    y = convolve(flat, weight, None, op.stride, 0, op.dilation, op.groups)
-    return y.reshape(*_lead(x, len(shape)), *y.shape[1:])
+    sample = 1 + op.spatial_axes
+    flat = padded.reshape(-1, *padded.shape[-sample:])
+    y = _CONVOLVE[op.spatial_axes](flat, weight, None, op.stride, 0, op.dilation, op.groups)
+    return y.reshape(*x.shape[:-sample], *y.shape[1:])
 
 
 def _conv_transpose(op: ops.Conv, weight: Tensor, y: Tensor, shape: Shape) -> Tensor:
-    flat = y.reshape(-1, *y.shape[-len(shape) :])
-    convolve = F.conv_transpose1d if len(shape) == 2 else F.conv_transpose2d
-    x = convolve(flat, weight, None, op.stride, 0, 0, op.groups, op.dilation)
+    sample = 1 + op.spatial_axes
+    flat = y.reshape(-1, *y.shape[-sample:])
+    x = _CONVOLVE_TRANSPOSED[op.spatial_axes](flat, weight, None, op.stride, 0, 0, op.groups, op.dilation)
     # What the strided kernel never reached comes back as zeros; the padding is cut off.
-    for axis, (n, (before, after)) in enumerate(zip(shape[1:], op.padding, strict=True), start=2):
+    for axis, (n, (before, after)) in enumerate(zip(shape[-op.spatial_axes :], op.padding, strict=True), start=2):
         missing = n + before + after - x.shape[axis]
         x = F.pad(x, [0, 0] * (x.dim() - 1 - axis) + [0, missing]).narrow(axis, before, n)
     return x.reshape(*_lead(y, len(shape)), *shape)
