@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mlflow_lipschitz.engine.ir import ops
+from mlflow_lipschitz.engine.ir import building, ops
 from mlflow_lipschitz.engine.ir.graph import Graph, GraphBuilder
 
 Build = Callable[[np.random.Generator], Graph]
@@ -94,6 +94,36 @@ def _kinked_multiply(rng: np.random.Generator, builder: GraphBuilder, x: int) ->
     return builder.add(ops.Multiply(linear_in=(1,)), x, builder.add(linear(rng, size, size), x))
 
 
+def _maximum(rng: np.random.Generator, builder: GraphBuilder, x: int) -> int:
+    size = builder.shape(x)[-1]
+    return building.maximum(builder, x, builder.add(linear(rng, size, size), x))
+
+
+def _minimum(rng: np.random.Generator, builder: GraphBuilder, x: int) -> int:
+    size = builder.shape(x)[-1]
+    return building.minimum(builder, builder.add(linear(rng, size, size), x), x)
+
+
+def _ties(rng: np.random.Generator, builder: GraphBuilder, x: int) -> int:
+    # Two ways to the same number: every entry is a tie, at every point.
+    twice = builder.add(ops.ScaleShift(scale=ops.frozen_array(2.0)), x)
+    return building.maximum(builder, twice, builder.add(ops.Add(), x, x))
+
+
+def _windows(rng: np.random.Generator, builder: GraphBuilder, x: int) -> int:
+    # Max pooling: overlapping windows, an entry repeated where the second one would reach beyond the end.
+    windows = builder.add(ops.Select(0, (0, 1, 2, 2, 3, 3)), x)
+    return building.maximum_over(builder, builder.add(ops.Reshape((2, 3)), windows), 1)
+
+
+def _maximum_of_five(rng: np.random.Generator, builder: GraphBuilder, x: int) -> int:
+    return building.maximum_over(builder, builder.add(linear(rng, builder.shape(x)[-1], 5), x), 0)
+
+
+def _minimum_over_rows(rng: np.random.Generator, builder: GraphBuilder, x: int) -> int:
+    return building.minimum_over(builder, x, 0)
+
+
 def _conv1d(rng: np.random.Generator, shape: tuple[int, ...]) -> ops.Conv:
     return ops.Conv(coarse(rng, 2, 2, 2), coarse(rng, 2), (2,), ((1, 0),), (1,))
 
@@ -151,6 +181,12 @@ CASES: dict[str, Build] = {
     "add (two heads)": _tail(_two_heads),
     "multiply": _around(_multiply),
     "multiply, one operand followed": _around(_kinked_multiply),
+    "maximum": _around(_maximum),
+    "maximum of ties": _around(_ties),
+    "maximum over windows": _around(_windows),
+    "maximum over 5": _around(_maximum_of_five),
+    "minimum": _around(_minimum),
+    "minimum over an axis": _around(_minimum_over_rows, (3, 2)),
     "reshape": _one(lambda rng, shape: ops.Reshape((4, 1))),
     "value without axes": _around(_scalar),
     "transpose": _one(lambda rng, shape: ops.Transpose((1, 0)), (2, 2)),

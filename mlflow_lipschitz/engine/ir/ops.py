@@ -10,22 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Shape = tuple[int, ...]
-
-
-def frozen_array(values: object, dtype: type = np.float64) -> np.ndarray:
-    """A read-only contiguous copy; ops hold nothing that anyone can change afterwards."""
-    array: np.ndarray = np.array(values, dtype=dtype, order="C", copy=True)
-    array.setflags(write=False)
-    return array
-
-
-@dataclass(frozen=True, eq=False)
-class Op:
-    """Base of all ops."""
-
-    def output_shape(self, *shapes: Shape) -> Shape:
-        raise NotImplementedError(type(self).__name__)
+from mlflow_lipschitz.engine.ir.op import Op, Shape, require
+from mlflow_lipschitz.engine.ir.op import frozen_array as frozen_array
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +43,7 @@ class Linear(Op):
 
     def output_shape(self, *shapes: Shape) -> Shape:
         (shape,) = shapes
-        _require(bool(shape) and shape[-1] == self.weight.shape[1], f"Linear {self.weight.shape} on {shape}")
+        require(bool(shape) and shape[-1] == self.weight.shape[1], f"Linear {self.weight.shape} on {shape}")
         return (*shape[:-1], self.weight.shape[0])
 
 
@@ -78,10 +64,10 @@ class Conv(Op):
     def output_shape(self, *shapes: Shape) -> Shape:
         (shape,) = shapes
         does_not_fit = f"Conv {self.weight.shape} on {shape}"
-        _require(1 <= self.spatial_axes <= 3 and len(shape) > self.spatial_axes, does_not_fit)
+        require(1 <= self.spatial_axes <= 3 and len(shape) > self.spatial_axes, does_not_fit)
         *lead, channels = shape[: -self.spatial_axes]
-        _require(channels == self.weight.shape[1] * self.groups, does_not_fit)
-        _require(self.weight.shape[0] % self.groups == 0, f"{does_not_fit} in {self.groups} groups")
+        require(channels == self.weight.shape[1] * self.groups, does_not_fit)
+        require(self.weight.shape[0] % self.groups == 0, f"{does_not_fit} in {self.groups} groups")
         sizes = tuple(
             (n + p0 + p1 - d * (k - 1) - 1) // s + 1
             for n, (p0, p1), d, k, s in zip(
@@ -93,7 +79,7 @@ class Conv(Op):
                 strict=True,
             )
         )
-        _require(all(n > 0 for n in sizes), f"{does_not_fit}: the kernel is larger than the padded value")
+        require(all(n > 0 for n in sizes), f"{does_not_fit}: the kernel is larger than the padded value")
         return (*lead, self.weight.shape[0], *sizes)
 
     @property
@@ -113,7 +99,7 @@ class ScaleShift(Op):
         (shape,) = shapes
         for constant in (self.scale, self.shift):
             if constant is not None:
-                _require(np.broadcast_shapes(constant.shape, shape) == shape, f"constant {constant.shape} on {shape}")
+                require(np.broadcast_shapes(constant.shape, shape) == shape, f"constant {constant.shape} on {shape}")
         return shape
 
 
@@ -122,7 +108,7 @@ class Add(Op):
     """Sum of two values of one shape (broadcast with `Expand` first)."""
 
     def output_shape(self, *shapes: Shape) -> Shape:
-        _require(len(shapes) == 2 and shapes[0] == shapes[1], f"Add of {shapes}")
+        require(len(shapes) == 2 and shapes[0] == shapes[1], f"Add of {shapes}")
         return shapes[0]
 
 
@@ -137,13 +123,37 @@ class Multiply(Op):
     linear_in: tuple[int, ...] = (0, 1)
 
     def output_shape(self, *shapes: Shape) -> Shape:
-        _require(len(shapes) == 2 and shapes[0] == shapes[1], f"Multiply of {shapes}")
+        require(len(shapes) == 2 and shapes[0] == shapes[1], f"Multiply of {shapes}")
+        return shapes[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Maximum(Op):
+    """max(a, b) of inputs a, b and relu(a − b), all of one shape; `building.maximum` wires them up.
+
+    The value is taken from a and b alone; the third input is what bounds and derivatives are made of.
+    """
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        require(len(shapes) == 3 and len(set(shapes)) == 1, f"Maximum of {shapes}")
+        return shapes[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Remainder(Op):
+    """(1 − s) · g of inputs s · g, s ∈ [0, 1] and g: what of a cotangent g does not go to the first operand of a `Maximum`.
+
+    Only differentiation makes these.
+    """
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        require(len(shapes) == 3 and len(set(shapes)) == 1, f"Remainder of {shapes}")
         return shapes[0]
 
 
 @dataclass(frozen=True, eq=False)
 class Elementwise(Op):
-    """A scalar curve applied to every entry; `curve` is a row of rules/curve_facts.py, `parameters` its constants."""
+    """A scalar curve applied to every entry; `curve` is a row of rules/curves/table.py, `parameters` its constants."""
 
     curve: str
     parameters: tuple[float, ...] = ()
@@ -161,7 +171,7 @@ class Reshape(Op):
 
     def output_shape(self, *shapes: Shape) -> Shape:
         (shape,) = shapes
-        _require(math.prod(shape) == math.prod(self.shape), f"Reshape {shape} to {self.shape}")
+        require(math.prod(shape) == math.prod(self.shape), f"Reshape {shape} to {self.shape}")
         return self.shape
 
 
@@ -173,7 +183,7 @@ class Transpose(Op):
 
     def output_shape(self, *shapes: Shape) -> Shape:
         (shape,) = shapes
-        _require(sorted(self.axes) == list(range(len(shape))), f"Transpose {self.axes} of {shape}")
+        require(sorted(self.axes) == list(range(len(shape))), f"Transpose {self.axes} of {shape}")
         return tuple(shape[a] for a in self.axes)
 
 
@@ -185,7 +195,7 @@ class Expand(Op):
 
     def output_shape(self, *shapes: Shape) -> Shape:
         (shape,) = shapes
-        _require(np.broadcast_shapes(shape, self.shape) == self.shape, f"Expand {shape} to {self.shape}")
+        require(np.broadcast_shapes(shape, self.shape) == self.shape, f"Expand {shape} to {self.shape}")
         return self.shape
 
 
@@ -197,7 +207,7 @@ class Sum(Op):
 
     def output_shape(self, *shapes: Shape) -> Shape:
         (shape,) = shapes
-        _require(all(0 <= a < len(shape) for a in self.axes), f"Sum over {self.axes} of {shape}")
+        require(all(0 <= a < len(shape) for a in self.axes), f"Sum over {self.axes} of {shape}")
         return tuple(1 if a in self.axes else n for a, n in enumerate(shape))
 
 
@@ -210,8 +220,8 @@ class Select(Op):
 
     def output_shape(self, *shapes: Shape) -> Shape:
         (shape,) = shapes
-        _require(0 <= self.axis < len(shape), f"Select on axis {self.axis} of {shape}")
-        _require(all(0 <= i < shape[self.axis] for i in self.indices), f"Select {self.indices} of {shape}")
+        require(0 <= self.axis < len(shape), f"Select on axis {self.axis} of {shape}")
+        require(all(0 <= i < shape[self.axis] for i in self.indices), f"Select {self.indices} of {shape}")
         return (*shape[: self.axis], len(self.indices), *shape[self.axis + 1 :])
 
 
@@ -224,8 +234,8 @@ class Pad(Op):
 
     def output_shape(self, *shapes: Shape) -> Shape:
         (shape,) = shapes
-        _require(len(shape) == len(self.padding), f"Pad {self.padding} of {shape}")
-        _require(all(p >= 0 for pair in self.padding for p in pair), f"negative Pad {self.padding}")
+        require(len(shape) == len(self.padding), f"Pad {self.padding} of {shape}")
+        require(all(p >= 0 for pair in self.padding for p in pair), f"negative Pad {self.padding}")
         return tuple(n + a + b for n, (a, b) in zip(shape, self.padding, strict=True))
 
 
@@ -239,7 +249,7 @@ class Concat(Op):
         first = shapes[0]
         for shape in shapes[1:]:
             same = all(a == b for i, (a, b) in enumerate(zip(first, shape, strict=True)) if i != self.axis)
-            _require(same, f"Concat of {shapes} on axis {self.axis}")
+            require(same, f"Concat of {shapes} on axis {self.axis}")
         return (*first[: self.axis], sum(s[self.axis] for s in shapes), *first[self.axis + 1 :])
 
 
@@ -256,10 +266,5 @@ class Adjoint(Op):
 
     def output_shape(self, *shapes: Shape) -> Shape:
         (shape,) = shapes
-        _require(shape == self.inner.output_shape(self.shape), f"Adjoint of {type(self.inner).__name__} on {shape}")
+        require(shape == self.inner.output_shape(self.shape), f"Adjoint of {type(self.inner).__name__} on {shape}")
         return self.shape
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -133,6 +134,12 @@ def _scale(op: ops.ScaleShift, weight: Tensor | None, x: Tensor, shape: Shape) -
     return x if weight is None else x * weight
 
 
+def _scale_terms(op: ops.ScaleShift, shape: Shape) -> int:
+    # A change of sign is exact; what else a scale or a shift does is not.
+    exact = op.shift is None and (op.scale is None or bool(np.isin(op.scale, (-1.0, 0.0, 1.0)).all()))
+    return 0 if exact else 3
+
+
 def _summed_axes(op: ops.Sum, shape: Shape) -> list[int]:
     return [axis - len(shape) for axis in op.axes]
 
@@ -154,7 +161,7 @@ AFFINE_MAPS: dict[type[Op], AffineMap] = {
         terms=lambda op, shape: math.prod(op.weight.shape[1:]) + 2,
         transpose_terms=lambda op, shape: math.prod(op.weight.shape[2:]) * op.weight.shape[0] + 2,
     ),
-    ops.ScaleShift: AffineMap(_scale, _scale, lambda op, shape: 3, lambda op, shape: 3),
+    ops.ScaleShift: AffineMap(_scale, _scale, _scale_terms, _scale_terms),
     ops.Reshape: AffineMap(
         apply=lambda op, w, x, shape: x.reshape(*_lead(x, len(shape)), *op.shape),
         transpose=lambda op, w, y, shape: y.reshape(*_lead(y, len(op.shape)), *shape),

@@ -7,6 +7,7 @@ from mlflow_lipschitz.engine.ir.ops import Op
 from mlflow_lipschitz.engine.rules.affine import AddRule, AffineRule, ConcatRule
 from mlflow_lipschitz.engine.rules.affine_maps import AFFINE_MAPS
 from mlflow_lipschitz.engine.rules.elementwise import ElementwiseRule, supported_curve
+from mlflow_lipschitz.engine.rules.maximum import MaximumRule, RemainderRule
 from mlflow_lipschitz.engine.rules.product import MultiplyRule
 from mlflow_lipschitz.engine.rules.protocol import Rule
 from mlflow_lipschitz.errors import UnsupportedOperator
@@ -16,7 +17,9 @@ RULES: dict[type[Op], Rule] = {
     ops.Add: AddRule(),
     ops.Concat: ConcatRule(),
     ops.Elementwise: ElementwiseRule(),
+    ops.Maximum: MaximumRule(),
     ops.Multiply: MultiplyRule(),
+    ops.Remainder: RemainderRule(),
 }
 
 # The two ops that are given, not computed; propagation reads them from the region and the objective.
