@@ -8,63 +8,48 @@ integer division comes out as it does where the model is served. Weights that ar
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-import onnx
 
-from mlflow_lipschitz.frontends.batch_length import BatchRows, is_symbolic, settled, without_batch
-from mlflow_lipschitz.frontends.lowering_context import BATCH_REMEDY, Call, refusal
+from mlflow_lipschitz.frontends.lowering_context import Call, refusal
 from mlflow_lipschitz.frontends.referee import run_node
 from mlflow_lipschitz.frontends.slicing import resolved_slice, split_sizes
 
 _REMEDY = "export the model with its constants folded"
-DEPENDS_ON_ROWS = "its result depends on how many rows the batch has"
 
 
 def as_constant(array: np.ndarray) -> np.ndarray:
     """Floats of any width as float64 (exactly), everything else unchanged."""
-    if array.dtype.kind in "iubSUO":  # O: holds the length of the batch
+    if array.dtype.kind in "iubSUO":
         return array
     return array.astype(np.float64)
 
 
-def fold(call: Call) -> tuple[np.ndarray | BatchRows, ...] | None:
+def fold(call: Call) -> tuple[np.ndarray | None, ...] | None:
     """Outputs of a node whose inputs are all constants, in the model's types; None when the operator is not known here.
 
     Raises:
-        UnsupportedOperator: the result depends on the number of rows, or onnxruntime cannot compute it.
+        UnsupportedOperator: onnxruntime cannot compute it.
     """
     if call.node.op_type == "Split":
         return _split(call)
     row = FOLDS.get(call.node.op_type)
+    if row is None:
+        return _computed(call) if call.node.op_type in COMPUTED else None
     values = [call.input(position) for position, value in enumerate(call.inputs) if value is not None]
-    symbolic = any(is_symbolic(value) for value in values)
-    if row is None and call.node.op_type not in COMPUTED:
-        return None
-    if symbolic and call.node.op_type not in FOLDS_OF_LENGTHS:
-        call.refuse(DEPENDS_ON_ROWS, BATCH_REMEDY)
-    if symbolic and call.node.op_type in ARITHMETIC_OF_LENGTHS:
-        result = ARITHMETIC_OF_LENGTHS[call.node.op_type](call, *values)
-    else:
-        result = _computed(call) if row is None else row(call, *values)
-    constant = settled(np.asarray(result))
-    if symbolic and call.node.op_type in ("ConstantOfShape", "Expand"):
-        if constant.shape[0] != 1:
-            call.refuse(DEPENDS_ON_ROWS, BATCH_REMEDY)
-        return (BatchRows(constant),)
-    return (constant,)
+    return (np.asarray(row(call, *values)),)
 
 
-def _computed(call: Call) -> np.ndarray:
+def _computed(call: Call) -> tuple[np.ndarray | None, ...]:
     try:
-        result = run_node(call.node, [None if v is None else np.asarray(v) for v in call.inputs], call.opset)
+        results = run_node(call.node, [None if v is None else np.asarray(v) for v in call.inputs], call.opset)
     except Exception as error:  # onnxruntime's exceptions have no base class of their own
         reason = f"its constant inputs cannot be evaluated: {str(error).strip() or type(error).__name__}"
         raise refusal(call.node, reason, _REMEDY) from error
-    if result.dtype.kind not in "fiub":
-        call.refuse(f"it makes constants of type {result.dtype}", _REMEDY)
-    return result
+    for result in results:
+        if result is not None and np.asarray(result).dtype.kind not in "fiub":
+            call.refuse(f"it makes constants of type {np.asarray(result).dtype}", _REMEDY)
+    return tuple(results)
 
 
 _ATTRIBUTE_TYPES = {
@@ -83,20 +68,11 @@ def _constant(call: Call) -> np.ndarray:
 def _constant_of_shape(call: Call, *_: np.ndarray) -> np.ndarray:
     value = call.attribute("value")
     fill = np.zeros(1, dtype=np.float32) if value is None else np.asarray(value)
-    return np.full(without_batch(call.lengths(0)), fill.reshape(-1)[0])
+    return np.full(call.integers(0, "the shape") or (), fill.reshape(-1)[0])
 
 
-def _cast_of_lengths(call: Call, x: np.ndarray) -> np.ndarray:
-    target = onnx.helper.tensor_dtype_to_np_dtype(call.attribute("to"))
-    return x if target.kind in "iu" else call.refuse(DEPENDS_ON_ROWS, BATCH_REMEDY)
-
-
-def _quotient(a: Any, b: Any) -> Any:
-    """ONNX rounds quotients of integers toward zero, Python downward; a batch length is divided only where that is exact."""
-    if not isinstance(a, int) or not isinstance(b, int):
-        return a // b
-    size = abs(a) // abs(b)
-    return size if (a < 0) == (b < 0) else -size
+def _shape(call: Call, x: np.ndarray) -> np.ndarray:
+    return np.asarray(x.shape[call.attribute("start", 0) : call.attribute("end")], dtype=np.int64)
 
 
 def _gather(call: Call, x: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -127,8 +103,7 @@ def _reshape(call: Call, x: np.ndarray, *_: np.ndarray) -> np.ndarray:
 
 
 def _expand(call: Call, x: np.ndarray, *_: np.ndarray) -> np.ndarray:
-    target = without_batch(call.lengths(1))
-    return np.broadcast_to(x, np.broadcast_shapes(x.shape, target))
+    return np.broadcast_to(x, np.broadcast_shapes(x.shape, call.integers(1, "the shape") or ()))
 
 
 def _flatten(call: Call, x: np.ndarray) -> np.ndarray:
@@ -143,23 +118,6 @@ def _split(call: Call) -> tuple[np.ndarray, ...]:
     return tuple(np.split(x, cuts, axis=axis))
 
 
-# What may be done with a batch length: moving it, and the arithmetic it has itself.
-FOLDS_OF_LENGTHS = (
-    "Cast", "Concat", "ConstantOfShape", "Div", "Equal", "Expand", "Flatten", "Gather", "Identity", "Mul", "ReduceProd",
-    "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze", "Where",
-)  # fmt: skip
-
-ARITHMETIC_OF_LENGTHS: dict[str, Callable[..., Any]] = {
-    "Cast": _cast_of_lengths,
-    "Div": lambda call, a, b: np.frompyfunc(_quotient, 2, 1)(a, b),
-    "Equal": lambda call, a, b: np.equal(a, b),
-    "Mul": lambda call, a, b: np.multiply(a, b),
-    "ReduceProd": lambda call, x, *_: np.prod(
-        x, axis=_axes(call, x.ndim), keepdims=bool(call.attribute("keepdims", 1))
-    ),
-    "Where": lambda call, *values: np.where(*values),
-}
-
 # What moves entries and does not compute with them.
 FOLDS: dict[str, Callable[..., np.ndarray]] = {
     "Concat": lambda call, *values: np.concatenate(values, axis=call.attribute("axis", 0)),
@@ -170,6 +128,7 @@ FOLDS: dict[str, Callable[..., np.ndarray]] = {
     "Gather": _gather,
     "Identity": lambda call, x: x,
     "Reshape": _reshape,
+    "Shape": _shape,
     "Size": lambda call, x: np.asarray(x.size, dtype=np.int64),
     "Slice": _slice,
     "Squeeze": _squeeze,

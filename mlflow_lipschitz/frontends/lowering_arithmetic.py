@@ -6,30 +6,22 @@ import math
 
 import numpy as np
 
-from mlflow_lipschitz.engine.ir.ops import Add, Multiply, ScaleShift, Sum
-from mlflow_lipschitz.frontends.lowering_context import BATCH_REMEDY, Call, Value, Variable
+from mlflow_lipschitz.frontends.lowering_context import Call, Value, Variable
+
+MINUS = np.array(-1.0)
 
 
 def _operands(call: Call) -> tuple[Value, Value]:
-    """Both inputs, constants as every sample sees them, variables broadcast to one shape."""
     a, b = call.input(0), call.input(1)
     if a is None or b is None:
         call.refuse("it needs two inputs")
-    if isinstance(a, Variable) and isinstance(b, Variable):
-        if len(a.shape) != len(b.shape):
-            call.refuse(f"samples {a.shape} and {b.shape} would align the batch with another axis", BATCH_REMEDY)
-        full = call.broadcast(a.shape, b.shape)
-        return call.expand(a, full), call.expand(b, full)
-    if isinstance(a, Variable):
-        return a, call.per_sample(np.asarray(b), len(a.shape) + 1)
-    assert isinstance(b, Variable)  # a node without variables never comes here: it is folded
-    return call.per_sample(a, len(b.shape) + 1), b
+    return a, b
 
 
 def lower_add(call: Call) -> Variable:
     a, b = _operands(call)
     if isinstance(a, Variable) and isinstance(b, Variable):
-        return call.emit(Add(), a, b)
+        return call.add(a, b)
     if isinstance(a, Variable):
         return call.scale_shift(a, None, np.asarray(b))
     return call.scale_shift(call.variable(1), None, a)
@@ -38,16 +30,16 @@ def lower_add(call: Call) -> Variable:
 def lower_sub(call: Call) -> Variable:
     a, b = _operands(call)
     if isinstance(a, Variable) and isinstance(b, Variable):
-        return call.emit(Add(), a, call.emit(ScaleShift(np.array(-1.0)), b))
+        return call.subtract(a, b)
     if isinstance(a, Variable):
         return call.scale_shift(a, None, -np.asarray(b))
-    return call.scale_shift(call.variable(1), np.array(-1.0), a)
+    return call.scale_shift(call.variable(1), MINUS, a)
 
 
 def lower_mul(call: Call) -> Variable:
     a, b = _operands(call)
     if isinstance(a, Variable) and isinstance(b, Variable):
-        return call.emit(Multiply(), a, b)
+        return call.multiply(a, b)
     if isinstance(a, Variable):
         return call.scale_shift(a, np.asarray(b), None)
     return call.scale_shift(call.variable(1), a, None)
@@ -63,37 +55,27 @@ def lower_div(call: Call) -> Variable:
 
 
 def lower_neg(call: Call) -> Variable:
-    return call.emit(ScaleShift(np.array(-1.0)), call.variable())
+    return call.scale_shift(call.variable(), MINUS, None)
 
 
-def _reduced_axes(call: Call, rank: int) -> tuple[int, ...]:
+def reduced_axes(call: Call, rank: int) -> tuple[int, ...]:
+    """The axes that a Reduce operator of any opset sums over; none where it is told to do nothing."""
     axes = call.integers(1, "axes")
-    if not axes and call.attribute("noop_with_empty_axes", 0):
-        return ()
-    if not axes:
-        call.refuse("it reduces over all axes, the batch axis too", BATCH_REMEDY)
-    reduced = sorted({call.sample_axis(axis, rank) for axis in axes})
-    if len(reduced) < len(axes):
-        call.refuse(f"its axes {axes} name one axis twice")
-    return tuple(reduced)
+    if axes:
+        return call.axes(axes, rank)
+    return () if call.attribute("noop_with_empty_axes", 0) else tuple(range(rank))
 
 
 def lower_reduce_sum(call: Call) -> Variable:
     x = call.variable()
-    axes = _reduced_axes(call, len(x.shape) + 1)
-    if not axes:
-        return x
-    y = call.emit(Sum(axes), x)
-    if call.attribute("keepdims", 1):
-        return y
-    return call.reshape(y, tuple(n for i, n in enumerate(x.shape) if i not in axes))
+    return call.sum(x, reduced_axes(call, len(x.shape)), keepdims=bool(call.attribute("keepdims", 1)))
 
 
 def lower_reduce_mean(call: Call) -> Variable:
     x = call.variable()
-    count = math.prod(x.shape[a] for a in _reduced_axes(call, len(x.shape) + 1))
+    count = math.prod(x.shape[a] for a in reduced_axes(call, len(x.shape)))
     y = lower_reduce_sum(call)
-    return y if count == 1 else call.emit(ScaleShift(np.array(1.0 / count)), y)
+    return y if count == 1 else call.scale_shift(y, np.array(1.0 / count), None)
 
 
 ROWS = {

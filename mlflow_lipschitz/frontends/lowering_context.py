@@ -1,60 +1,74 @@
-"""What a lowering function sees of the node it lowers, and how it answers: values, the batch axis, refusals.
+"""What a lowering function sees of the node it lowers, and how it answers: inputs, attributes, new nodes, refusals.
 
-A value of the ONNX graph is either a constant (a NumPy array, floats in float64) or a `Variable` (a node of the
-engine's graph). A variable's ONNX shape is `(batch, *sample shape)`: axis 0 is the batch, is never touched, and the
-engine's graph does not have it.
+Tensors are lowered whole: a variable's shape is the ONNX shape, axis 0 included, and ONNX axes are used as they are. That
+the rows of a batch do not influence each other is proved afterwards, for the model as a whole (row_independence.py).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, NoReturn, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NoReturn
 
 import numpy as np
 import onnx
 
+from mlflow_lipschitz.engine.ir import building
 from mlflow_lipschitz.engine.ir.graph import GraphBuilder
-from mlflow_lipschitz.engine.ir.ops import Conv, Expand, Linear, Op, Reshape, ScaleShift
-from mlflow_lipschitz.errors import UnsupportedOperator
-from mlflow_lipschitz.frontends.batch_length import BatchLength, BatchRows, Length
-from mlflow_lipschitz.frontends.origins import node_origin
+from mlflow_lipschitz.engine.ir.ops import (
+    Add,
+    Conv,
+    Elementwise,
+    Expand,
+    Linear,
+    Multiply,
+    Op,
+    Reshape,
+    ScaleShift,
+    Select,
+    Sum,
+    Transpose,
+)
+from mlflow_lipschitz.frontends.values import (
+    BATCH_REMEDY,
+    MASK_REMEDY,
+    MASKED_BELOW,
+    Pieces,
+    Shape,
+    Value,
+    Variable,
+    mask_after,
+    node_name,
+    refusal,
+)
 
-Shape: TypeAlias = tuple[int, ...]
+__all__ = [
+    "BATCH_REMEDY",
+    "MASKED_BELOW",
+    "MASK_REMEDY",
+    "Call",
+    "Pieces",
+    "Shape",
+    "Value",
+    "Variable",
+    "node_name",
+    "refusal",
+]
 
 
 @dataclass(frozen=True)
-class Variable:
-    """A value that depends on the model's input. `shape` is the sample shape, without the batch axis."""
-
-    index: int
-    shape: Shape
-
-
-@dataclass(frozen=True)
-class Pieces(Variable):
-    """A variable that was split into a sequence. ONNX itself lets only sequence operators read one."""
-
-    items: tuple[Variable, ...] = ()
-
-
-Value: TypeAlias = "np.ndarray | Variable"
-
-
-@dataclass(frozen=True)
-class Call:
+class _NodeInputs:
     """One ONNX node with its inputs as values (None for an optional input that is left out).
 
-    `consumers` counts how many nodes and outputs of the model read each name; `batch` is the length of the batch axis,
-    free or fixed; `opset` is the version of the default operator set.
+    `consumers` counts how many nodes and outputs of the model read each name; `opset` is the version of the default
+    operator set.
     """
 
     node: onnx.NodeProto
-    inputs: tuple[Value | BatchRows | None, ...]
+    inputs: tuple[Value | None, ...]
     builder: GraphBuilder
     consumers: Mapping[str, int]
-    batch: Length
     opset: int
 
     def refuse(self, reason: str, remedy: str = "") -> NoReturn:
@@ -73,9 +87,7 @@ class Call:
         return float(self.attribute(name, np.float32(default)))
 
     def input(self, position: int) -> Value | None:
-        value = self.inputs[position] if position < len(self.inputs) else None
-        assert not isinstance(value, BatchRows)  # lower_node has made plain constants of them, or has refused
-        return value
+        return self.inputs[position] if position < len(self.inputs) else None
 
     def constant(self, position: int, what: str) -> np.ndarray:
         """The constant at `position`; refuses a value that depends on the model's input."""
@@ -93,74 +105,135 @@ class Call:
         value = self.attribute(attribute)
         return None if value is None else tuple(int(n) for n in value)
 
-    def lengths(self, position: int) -> tuple[Length, ...]:
-        """A shape given as an input, in which the length of the batch may occur."""
-        return tuple(n if isinstance(n, BatchLength) else int(n) for n in self.constant(position, "the shape"))
-
-    def is_batch(self, length: Length) -> bool:
-        """Whether an axis of this length is as long as the batch."""
-        if isinstance(length, BatchLength) or isinstance(self.batch, BatchLength):
-            return isinstance(length, BatchLength) and isinstance(self.batch, BatchLength) and length == self.batch
-        return length == self.batch
-
     def variable(self, position: int = 0) -> Variable:
+        """The value at `position` that depends on the model's input; refuses a constant."""
         value = self.input(position)
         if not isinstance(value, Variable):
             self.refuse(f"input {position} is expected to depend on the model's input, and is a constant")
         return value
 
-    def sample_axis(self, axis: int, rank: int) -> int:
-        """ONNX axis of a tensor of `rank` axes (batch included) as an axis of the sample. Refuses the batch axis."""
+    def axis(self, axis: int, rank: int) -> int:
+        """`axis` counted from the front in a tensor of `rank` axes. Refuses an axis that does not exist."""
         if not -rank <= axis < rank:
             self.refuse(f"axis {axis} does not exist in a tensor of {rank} axes")
-        if axis % rank == 0:
-            self.refuse("it works along axis 0, which is the batch axis", BATCH_REMEDY)
-        return axis % rank - 1
+        return axis % rank
 
-    def emit(self, op: Op, *variables: Variable) -> Variable:
-        """Append an op to the engine's graph. Refuses non-finite constants and shapes that do not fit."""
-        for field in fields(op):
-            value = getattr(op, field.name)
-            if isinstance(value, (np.ndarray, float)) and not np.all(np.isfinite(value)):
-                self.refuse("its constants hold NaN or infinity", "a model with such weights cannot be certified")
-        try:
-            index = self.builder.add(op, *(v.index for v in variables), name=self.node.name or self.node.output[0])
-        except ValueError as error:
-            self.refuse(f"its shapes do not fit: {error}")
-        return Variable(index, self.builder.shape(index))
-
-    def reshape(self, x: Variable, shape: Shape) -> Variable:
-        return x if x.shape == shape else self.emit(Reshape(shape), x)
-
-    def expand(self, x: Variable, shape: Shape) -> Variable:
-        return x if x.shape == shape else self.emit(Expand(shape), x)
+    def axes(self, axes: Sequence[int], rank: int) -> tuple[int, ...]:
+        """Several axes, sorted and counted from the front. Refuses an axis that is named twice or does not exist."""
+        found = sorted({self.axis(int(axis), rank) for axis in axes})
+        if len(found) < len(axes):
+            self.refuse(f"its axes {tuple(axes)} name one axis twice")
+        return tuple(found)
 
     def broadcast(self, *shapes: Shape) -> Shape:
+        """The shape that `shapes` broadcast to. Refuses shapes that do not."""
         try:
             return tuple(np.broadcast_shapes(*shapes))
         except ValueError:
             self.refuse(f"shapes {shapes} do not broadcast")
 
-    def per_sample(self, constant: np.ndarray, rank: int) -> np.ndarray:
-        """The constant as every sample of a variable with `rank` ONNX axes sees it: without a batch axis.
-
-        Refuses a constant that differs from row to row of the batch, or that would move the batch axis.
-        """
-        if constant.ndim < rank:
-            return constant
-        if constant.ndim > rank:
-            self.refuse(f"a constant of {constant.ndim} axes moves the batch axis of {rank} axes", BATCH_REMEDY)
-        same = constant.shape[0] == 1 or self.is_batch(constant.shape[0])
-        if not same or not np.array_equal(constant, np.broadcast_to(constant[:1], constant.shape)):
-            self.refuse(f"a constant of shape {constant.shape} differs along axis 0, the batch axis", BATCH_REMEDY)
-        return np.asarray(constant[0])
-
     def read_only_here(self, position: int = 0) -> bool:
         """Whether no other node and no output of the model reads this input."""
         return self.consumers.get(self.node.input[position], 0) == 1
 
+
+@dataclass(frozen=True)
+class Call(_NodeInputs):
+    """A node and its inputs, and the nodes of the engine's graph that a lowering function appends for it."""
+
+    def emit(self, op: Op, *variables: Variable) -> Variable:
+        """Append an op to the engine's graph. Refuses non-finite constants, shapes that do not fit, and masked inputs.
+
+        Ops that copy entries carry a mask along; any other op of a masked value is refused.
+        """
+        for field in fields(op):
+            value = getattr(op, field.name)
+            if isinstance(value, (np.ndarray, float)) and not np.all(np.isfinite(value)):
+                self.refuse("its constants hold NaN or infinity", "a model with such weights cannot be certified")
+        try:
+            index = self.builder.add(op, *(v.index for v in variables), name=node_name(self.node))
+            masked = mask_after(op, [v.masked for v in variables], [v.shape for v in variables])
+        except ValueError as error:
+            self.refuse(f"its shapes do not fit: {error}")
+        except TypeError:
+            self.refuse("it computes with a mask of minus infinity", MASK_REMEDY)
+        return Variable(index, self.builder.shape(index), masked)
+
+    def reshape(self, x: Variable, shape: Shape) -> Variable:
+        """The entries of x in another shape. A reshape of a reshape is one; a reshape back is none."""
+        producer = self.builder.node(x.index)
+        if isinstance(producer.op, Reshape) and x.masked is None:
+            (source,) = producer.inputs
+            x = Variable(source, self.builder.shape(source))
+        return x if x.shape == shape else self.emit(Reshape(shape), x)
+
+    def transpose(self, x: Variable, axes: Sequence[int]) -> Variable:
+        return x if list(axes) == list(range(len(x.shape))) else self.emit(Transpose(tuple(axes)), x)
+
+    def expand(self, x: Variable, shape: Shape) -> Variable:
+        return x if x.shape == shape else self.emit(Expand(shape), x)
+
+    def select(self, x: Variable, axis: int, indices: Sequence[int]) -> Variable:
+        """Entries `indices` (not negative) along `axis`, in that order. Refuses to leave nothing."""
+        if not indices:
+            self.refuse(f"nothing is left of axis {axis}")
+        same = len(indices) == x.shape[axis] and all(i == n for n, i in enumerate(indices))
+        return x if same else self.emit(Select(axis, tuple(int(i) for i in indices)), x)
+
+    def sum(self, x: Variable, axes: Sequence[int], *, keepdims: bool = True) -> Variable:
+        y = self.emit(Sum(tuple(axes)), x) if axes else x
+        return y if keepdims else self.reshape(y, tuple(n for i, n in enumerate(x.shape) if i not in axes))
+
+    def curve(self, name: str, x: Variable, *parameters: float) -> Variable:
+        """A scalar curve of the engine, applied to every entry."""
+        if not all(math.isfinite(parameter) for parameter in parameters):
+            self.refuse(f"its parameters {parameters} are not finite")
+        return self.emit(Elementwise(name, tuple(float(parameter) for parameter in parameters)), x)
+
+    def add(self, a: Variable, b: Variable) -> Variable:
+        """Sum of two variables, broadcast."""
+        return self.emit(Add(), *self._alike(a, b))
+
+    def subtract(self, a: Variable, b: Variable) -> Variable:
+        """Difference of two variables, broadcast; of a value and itself it is exactly 0."""
+        if a.index == b.index:
+            return self.scale_shift(a, np.array(0.0), None)
+        return self.add(a, self.scale_shift(b, np.array(-1.0), None))
+
+    def multiply(self, a: Variable, b: Variable) -> Variable:
+        """Product of two variables, broadcast; of a value by itself it is the square."""
+        if a.index == b.index:
+            return self.curve("square", a)
+        return self.emit(Multiply(), *self._alike(a, b))
+
+    def maximum(self, a: Variable, b: Variable) -> Variable:
+        """The larger of two variables, broadcast, entry by entry."""
+        return self._built(building.maximum, *self._alike(a, b))
+
+    def minimum(self, a: Variable, b: Variable) -> Variable:
+        return self._built(building.minimum, *self._alike(a, b))
+
+    def maximum_over(self, x: Variable, axis: int) -> Variable:
+        """The largest entry along `axis`, which is kept with length 1."""
+        return self._built(building.maximum_over, x, axis)
+
+    def minimum_over(self, x: Variable, axis: int) -> Variable:
+        return self._built(building.minimum_over, x, axis)
+
+    def _alike(self, a: Variable, b: Variable) -> tuple[Variable, Variable]:
+        full = self.broadcast(a.shape, b.shape)
+        return self.expand(a, full), self.expand(b, full)
+
+    def _built(self, build: Callable[..., int], *operands: Variable | int) -> Variable:
+        """What a function of engine/ir/building.py makes of these operands."""
+        if any(isinstance(x, Variable) and x.masked is not None for x in operands):
+            self.refuse("it computes with a mask of minus infinity", MASK_REMEDY)
+        indices = (x.index if isinstance(x, Variable) else x for x in operands)
+        index = build(self.builder, *indices, name=node_name(self.node))
+        return Variable(index, self.builder.shape(index))
+
     def scale_shift(self, x: Variable, scale: np.ndarray | None, shift: np.ndarray | None) -> Variable:
-        """`scale * x + shift` with per-sample constants, growing x where they are larger.
+        """`scale * x + shift` with constants (None: 1 and 0), growing x where they are larger.
 
         A shift goes into the bias of a Linear or Conv that only this node reads: that is exact, and one node less.
         """
@@ -170,41 +243,21 @@ class Call:
         return self.emit(ScaleShift(_floats(scale), _floats(shift)), self.expand(x, full))
 
     def _into_bias(self, x: Variable, shift: np.ndarray) -> Variable | None:
-        producer = self.builder.node(x.index)
-        op = producer.op
-        position = next(i for i, value in enumerate(self.inputs) if isinstance(value, Variable))
-        if not isinstance(op, (Linear, Conv)) or op.bias is not None or not self.read_only_here(position):
+        op = self.builder.node(x.index).op
+        position = next((i for i, value in enumerate(self.inputs) if value is x), None)
+        if not isinstance(op, (Linear, Conv)) or op.bias is not None or position is None:
             return None
-        channel = len(x.shape) - 1 if isinstance(op, Linear) else 0
+        channel = len(x.shape) - 1 if isinstance(op, Linear) else len(x.shape) - op.weight.ndim + 1
         axes = (1,) * (len(x.shape) - shift.ndim) + shift.shape
-        if math.prod(axes) != axes[channel]:
+        if math.prod(axes) != axes[channel] or not self.read_only_here(position):
             return None
         bias = np.broadcast_to(_floats(shift).reshape(-1), (x.shape[channel],)).copy()
-        rebuilt = _with_bias(op, bias)
-        return self.emit(rebuilt, *(Variable(i, self.builder.shape(i)) for i in producer.inputs))
-
-
-def _with_bias(op: Linear | Conv, bias: np.ndarray) -> Op:
-    if isinstance(op, Linear):
-        return Linear(op.weight, bias)
-    return Conv(op.weight, bias, op.stride, op.padding, op.dilation, op.groups)
+        sources = [Variable(i, self.builder.shape(i)) for i in self.builder.node(x.index).inputs]
+        return self.emit(replace(op, bias=bias), *sources)
 
 
 def _floats(constant: np.ndarray | None) -> Any:
     return None if constant is None else np.asarray(constant, dtype=np.float64)
-
-
-BATCH_REMEDY = (
-    "every row of a batch must be computed by itself, with the batch as axis 0; export the model so, or with a batch "
-    "of fixed length 1"
-)
-
-
-def refusal(node: onnx.NodeProto, reason: str, remedy: str = "") -> UnsupportedOperator:
-    """The UnsupportedOperator error for `node`, with where it came from in the user's model."""
-    name = node.name or (node.output[0] if node.output else "")
-    operator = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
-    return UnsupportedOperator(operator, name, origin=node_origin(node), reason=reason, remedy=remedy)
 
 
 def _attribute_value(attribute: onnx.AttributeProto) -> Any:

@@ -1,114 +1,129 @@
-"""Lowering of convolution and average pooling over one or two spatial axes."""
+"""Lowering of convolutions, transposed convolutions and average pooling over one to three spatial axes."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from mlflow_lipschitz.engine.ir.ops import Conv, ScaleShift, Sum
-from mlflow_lipschitz.frontends.lowering_context import Call, Variable
-
-Pairs = tuple[tuple[int, int], ...]
+from mlflow_lipschitz.engine.ir.ops import Adjoint, Conv, ScaleShift
+from mlflow_lipschitz.frontends.lowering_context import Call, Shape, Variable
+from mlflow_lipschitz.frontends.windows import Track, halves, pool_tracks, spatial_shape, tracks
 
 
 def lower_conv(call: Call) -> Variable:
-    x, weight = _spatial_input(call), call.constant(1, "the weight")
     bias = None if call.input(2) is None else call.constant(2, "the bias")
-    kernel = weight.shape[2:]
-    stride, dilation, padding = _window(call, x, kernel)
-    return call.emit(Conv(weight, bias, stride, padding, dilation, int(call.attribute("group", 1))), x)
+    return convolution(call, call.variable(), call.constant(1, "the weight"), bias)
+
+
+def convolution(call: Call, x: Variable, weight: np.ndarray, bias: np.ndarray | None) -> Variable:
+    """x convolved with a constant weight, by the node's window attributes and `group`."""
+    along = tracks(call, spatial_shape(call, x.shape), weight.shape[2:])
+    return call.emit(_conv(weight, bias, along, int(call.attribute("group", 1))), x)
+
+
+def lower_conv_transpose(call: Call) -> Variable:
+    """The transpose of the convolution that leads from the output to the input, with the same weight."""
+    x, weight = call.variable(), call.constant(1, "the weight")
+    along = _transposed_tracks(call, spatial_shape(call, x.shape), weight.shape[2:])
+    groups = int(call.attribute("group", 1))
+    shape = (x.shape[0], weight.shape[1] * groups, *(track.length for track in along))
+    y = call.emit(Adjoint(_conv(weight, None, along, groups), shape), x)
+    if call.input(2) is None:
+        return y
+    bias = call.constant(2, "the bias")
+    return call.emit(ScaleShift(None, bias.reshape(-1, *(1,) * len(along))), y)
+
+
+def _conv(weight: np.ndarray, bias: np.ndarray | None, along: Sequence[Track], groups: int) -> Conv:
+    stride = tuple(track.stride for track in along)
+    padding = tuple(track.needed_padding for track in along)
+    return Conv(weight, bias, stride, padding, tuple(track.dilation for track in along), groups)
+
+
+def _transposed_tracks(call: Call, spatial: Shape, kernel: Shape) -> tuple[Track, ...]:
+    """Windows over the output, one for every entry of the input."""
+    axes = len(spatial)
+    if len(kernel) != axes or tuple(call.attribute("kernel_shape", kernel)) != tuple(kernel):
+        call.refuse(f"a kernel of shape {tuple(kernel)} does not fit {axes} spatial axes")
+    stride, dilation = (tuple(call.attribute(name, (1,) * axes)) for name in ("strides", "dilations"))
+    extra = tuple(call.attribute("output_padding", (0,) * axes))
+    if min(*kernel, *stride, *dilation) < 1 or not all(0 <= e < s for e, s in zip(extra, stride, strict=True)):
+        call.refuse(
+            f"its strides {stride}, dilations {dilation} and output_padding {extra} do not fit together",
+            "onnxruntime too wants output_padding smaller than the stride",
+        )
+    reach = [
+        (n - 1) * s + e + d * (k - 1) + 1
+        for n, s, e, d, k in zip(spatial, stride, extra, dilation, kernel, strict=True)
+    ]
+    padding = _transposed_padding(call, reach, [n * s for n, s in zip(spatial, stride, strict=True)])
+    lengths = [full - before - after for full, (before, after) in zip(reach, padding, strict=True)]
+    if min(lengths) < 1:
+        call.refuse(f"its padding {padding} leaves nothing of {tuple(reach)} entries")
+    columns = zip(lengths, kernel, stride, dilation, padding, spatial, strict=True)
+    return tuple(Track(*column) for column in columns)
+
+
+def _transposed_padding(call: Call, reach: Sequence[int], same: Sequence[int]) -> list[tuple[int, int]]:
+    """What is cut off the `reach` of the kernels on each side; `same` are the lengths that auto_pad SAME asks for."""
+    mode, wanted = call.attribute("auto_pad", "NOTSET"), call.attribute("output_shape")
+    if wanted is not None:
+        totals = [full - int(length) for full, length in zip(reach, wanted[-len(reach) :], strict=True)]
+        if min(totals) < 0:
+            call.refuse(f"its output_shape {tuple(wanted)} is longer than its kernels reach ({tuple(reach)})")
+        return [halves(total, mode) for total in totals]
+    if mode in ("SAME_UPPER", "SAME_LOWER"):
+        return [halves(max(full - length, 0), mode) for full, length in zip(reach, same, strict=True)]
+    pads = call.attribute("pads", (0,) * (2 * len(reach))) if mode == "NOTSET" else (0,) * (2 * len(reach))
+    if min(pads) < 0:
+        call.refuse(f"negative padding {tuple(pads)}", "pad with a Pad behind it")
+    return [(int(pads[i]), int(pads[i + len(reach)])) for i in range(len(reach))]
 
 
 def lower_average_pool(call: Call) -> Variable:
-    """A depthwise convolution with ones, divided by the number of entries each window counts."""
-    x = _spatial_input(call)
-    channels, *spatial = x.shape
-    kernel = tuple(call.attribute("kernel_shape"))
-    stride, dilation, padding = _window(call, x, kernel)
-    strided_over = any(s > k for s, k in zip(stride, kernel, strict=True))
-    if call.attribute("auto_pad", "NOTSET").startswith("SAME") and (strided_over or max(dilation) > 1):
-        # Seen: dilated, its output has another length; where a stride skips entries, its padding becomes negative.
-        call.refuse("onnxruntime departs from the standard for SAME padding here", "give the padding as numbers")
-    if call.attribute("ceil_mode", 0):
-        _refuse_partial_windows(call, spatial, kernel, (stride, dilation, padding))
-    ones = np.ones((1, 1, *kernel))
-    if call.attribute("count_include_pad", 0) or not any(before or after for before, after in padding):
-        divisor = np.array(float(math.prod(kernel)))
-    else:
-        divisor = _window_counts(tuple(spatial), kernel, (stride, dilation, padding))
-    pooled = call.emit(Conv(np.repeat(ones, channels, axis=0), None, stride, padding, dilation, channels), x)
-    return call.emit(ScaleShift(np.asarray(1.0 / divisor)), pooled)
+    return average_pool(call, call.variable())
+
+
+def average_pool(call: Call, x: Variable) -> Variable:
+    """Every channel by itself convolved with ones, divided by the number of entries each window counts."""
+    spatial = spatial_shape(call, x.shape)
+    along = pool_tracks(call, spatial)
+    weight, divisor = np.ones((1, 1, *(track.kernel for track in along))), _divisor(call, along)
+    uniform = bool(np.all(divisor == divisor.flat[0]))
+    if uniform:
+        weight = weight / divisor.flat[0]
+    alone = call.reshape(x, (*x.shape[:2], 1, *spatial))
+    sums = call.emit(_conv(weight, None, along, 1), alone)
+    pooled = call.reshape(sums, (*x.shape[:2], *(track.count for track in along)))
+    return pooled if uniform else call.emit(ScaleShift(1.0 / divisor), pooled)
+
+
+def _divisor(call: Call, along: Sequence[Track]) -> np.ndarray:
+    """How many entries each window counts: those of the input, or also those of the padding that the node declares."""
+    with_padding = call.attribute("count_include_pad", 0)
+    counts = np.ones(())
+    for track in along:
+        counted = track.taps < track.length + track.padding[1] if with_padding else track.inside
+        counts = np.multiply.outer(counts, counted.sum(axis=1).astype(np.float64))
+    return counts
 
 
 def lower_global_average_pool(call: Call) -> Variable:
-    x = call.variable()
-    if len(x.shape) < 2:
-        call.refuse(f"samples of shape {x.shape} have no spatial axes")
-    axes = tuple(range(1, len(x.shape)))
-    return call.emit(ScaleShift(np.array(1.0 / math.prod(x.shape[1:]))), call.emit(Sum(axes), x))
+    return global_average_pool(call, call.variable())
 
 
-def _spatial_input(call: Call) -> Variable:
-    x = call.variable()
-    if len(x.shape) not in (2, 3):
-        call.refuse(f"samples of shape {x.shape} have {len(x.shape) - 1} spatial axes; 1 or 2 are supported")
-    return x
-
-
-def _window(call: Call, x: Variable, kernel: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], Pairs]:
-    """Stride, dilation and padding of a window over the spatial axes of x, from pads or from auto_pad."""
-    axes = len(x.shape) - 1
-    if len(kernel) != axes or tuple(call.attribute("kernel_shape", kernel)) != tuple(kernel):
-        call.refuse(f"a kernel of shape {kernel} does not fit samples of shape {x.shape}")
-    stride = tuple(call.attribute("strides", (1,) * axes))
-    dilation = tuple(call.attribute("dilations", (1,) * axes))
-    mode = call.attribute("auto_pad", "NOTSET")
-    if mode == "NOTSET":
-        pads = call.attribute("pads", (0,) * (2 * axes))
-        padding = tuple((int(pads[i]), int(pads[i + axes])) for i in range(axes))
-    elif mode == "VALID":
-        padding = ((0, 0),) * axes
-    else:
-        totals = (
-            max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0)
-            for n, s, d, k in zip(x.shape[1:], stride, dilation, kernel, strict=True)
-        )
-        halves = [(t // 2, t - t // 2) for t in totals]
-        padding = tuple((a, b) if mode == "SAME_UPPER" else (b, a) for a, b in halves)
-    if any(p < 0 for pair in padding for p in pair):
-        call.refuse(f"negative padding {padding}")
-    if min(*kernel, *stride, *dilation) < 1 or any(
-        n + before + after < d * (k - 1) + 1
-        for n, k, d, (before, after) in zip(x.shape[1:], kernel, dilation, padding, strict=True)
-    ):
-        call.refuse(f"a window of {kernel} entries (dilation {dilation}) does not fit samples of shape {x.shape}")
-    return stride, dilation, padding
-
-
-def _window_counts(
-    spatial: tuple[int, ...], kernel: tuple[int, ...], window: tuple[tuple[int, ...], tuple[int, ...], Pairs]
-) -> np.ndarray:
-    """How many entries of the unpadded input each window covers, per output position; shape (1, *output)."""
-    per_axis = []
-    for n, k, s, d, (before, after) in zip(spatial, kernel, *window, strict=True):
-        starts = np.arange((n + before + after - d * (k - 1) - 1) // s + 1) * s - before
-        taps = starts[:, None] + d * np.arange(k)[None, :]
-        per_axis.append(((taps >= 0) & (taps < n)).sum(axis=1).astype(np.float64))
-    counts = per_axis[0] if len(per_axis) == 1 else np.multiply.outer(*per_axis)
-    return np.asarray(counts)[None]
-
-
-def _refuse_partial_windows(
-    call: Call, spatial: list[int], kernel: tuple[int, ...], window: tuple[tuple[int, ...], tuple[int, ...], Pairs]
-) -> None:
-    for n, k, s, d, (before, after) in zip(spatial, kernel, *window, strict=True):
-        if (n + before + after - d * (k - 1) - 1) % s:
-            call.refuse("ceil_mode adds windows that reach past the padding", "pool with ceil_mode=False")
+def global_average_pool(call: Call, x: Variable) -> Variable:
+    axes = tuple(range(2, len(x.shape)))
+    if not axes:
+        call.refuse(f"a tensor of shape {x.shape} has no spatial axes")
+    return call.emit(ScaleShift(np.array(1.0 / math.prod(x.shape[2:]))), call.sum(x, axes))
 
 
 ROWS = {
     "Conv": lower_conv,
+    "ConvTranspose": lower_conv_transpose,
     "AveragePool": lower_average_pool,
     "GlobalAveragePool": lower_global_average_pool,
 }

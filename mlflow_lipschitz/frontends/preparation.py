@@ -8,8 +8,7 @@ import onnx
 from onnx import inliner
 
 from mlflow_lipschitz.errors import AuditError, UnsupportedOperator, UsageError
-from mlflow_lipschitz.frontends.batch_length import BatchLength, Length
-from mlflow_lipschitz.frontends.lowering_context import Shape
+from mlflow_lipschitz.frontends.values import Shape
 
 # Before operator set 7 arithmetic broadcast by attributes, and BatchNormalization and Dropout had other meanings. ONNX's own
 # version converter is no way out: it was seen to put the broadcast axis of an opset 6 Add in the wrong place.
@@ -25,11 +24,6 @@ class ModelInput:
     shape: Shape
     element_type: int
     batch: int | None
-
-    @property
-    def length(self) -> Length:
-        """The batch length as shape computations see it."""
-        return BatchLength() if self.batch is None else self.batch
 
 
 def prepared(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -21,8 +21,9 @@ def onnxruntime_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def run_node(node: onnx.NodeProto, inputs: Sequence[np.ndarray | None], opset: int) -> np.ndarray:
-    """The first output of one node of the default domain for these inputs (None: left out), in the node's own types.
+def run_node(node: onnx.NodeProto, inputs: Sequence[np.ndarray | None], opset: int) -> list[np.ndarray | None]:
+    """The outputs of one node of the default domain for these inputs (None: left out), in the node's own types;
+    None for an optional output that the node leaves out.
 
     Raises:
         Exception: whatever onnxruntime raises; its exceptions have no base class of their own.
@@ -32,12 +33,16 @@ def run_node(node: onnx.NodeProto, inputs: Sequence[np.ndarray | None], opset: i
     del alone.input[:], alone.output[:]
     feeds = {f"input_{i}": value for i, value in enumerate(inputs) if value is not None}
     alone.input.extend(f"input_{i}" if value is not None else "" for i, value in enumerate(inputs))
-    alone.output.append("result")
+    names = [f"result_{i}" if name else "" for i, name in enumerate(node.output)]
+    alone.output.extend(names)
     declared = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
         for name, value in feeds.items()
     ]
-    graph = helper.make_graph([alone], "constant", declared, [helper.make_empty_tensor_value_info("result")])
+    wanted = [name for name in names if name]
+    results = [helper.make_empty_tensor_value_info(name) for name in wanted]
+    graph = helper.make_graph([alone], "constant", declared, results)
     imports = [helper.make_opsetid(node.domain, opset)]
     model = helper.make_model(graph, opset_imports=imports, ir_version=_IR_VERSION)
-    return np.asarray(onnxruntime_session(model).run(["result"], feeds)[0])
+    found = dict(zip(wanted, onnxruntime_session(model).run(wanted, feeds), strict=True))
+    return [found.get(name) for name in names]

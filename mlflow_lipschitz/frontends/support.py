@@ -11,7 +11,6 @@ from mlflow_lipschitz.engine.ir.graph import GraphBuilder
 from mlflow_lipschitz.engine.ir.ops import Elementwise, Input, Multiply, Op
 from mlflow_lipschitz.engine.rules.registry import is_supported
 from mlflow_lipschitz.errors import UnsupportedOperator
-from mlflow_lipschitz.frontends.batch_length import BatchRows
 from mlflow_lipschitz.frontends.constants import COMPUTED, FOLDS
 from mlflow_lipschitz.frontends.lowering import TABLE, count_consumers, lower_node
 from mlflow_lipschitz.frontends.lowering_context import Call, Value, Variable
@@ -77,19 +76,21 @@ class _Walk:
     """The values seen so far while the nodes are tried one after another."""
 
     def __init__(self, model: onnx.ModelProto, source: ModelInput) -> None:
-        self._batch, self._opset, self._consumers = source.length, opset_of(model), count_consumers(model)
+        self._opset, self._consumers = opset_of(model), count_consumers(model)
         self._builder = _Recorder()
-        self._values: dict[str, Value | BatchRows] = {
+        self._values: dict[str, Value] = {
             tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer
         }
-        self._values[source.name] = Variable(self._builder.add(Input(source.shape)), source.shape)
-        self._shapes = _inferred_shapes(model)
+        rows = source.batch or 1
+        whole = (rows, *source.shape)
+        self._values[source.name] = Variable(self._builder.add(Input(whole)), whole)
+        self._shapes = _inferred_shapes(model, rows)
 
     def judge(self, node: onnx.NodeProto) -> NodeSupport:
         if any(name and name not in self._values for name in node.input):
             return self._judge_by_operator(node)
         inputs = tuple(self._values[name] if name else None for name in node.input)
-        call = Call(node, inputs, self._builder, self._consumers, self._batch, self._opset)
+        call = Call(node, inputs, self._builder, self._consumers, self._opset)
         self._builder.take_added()
         try:
             outputs = lower_node(call)
@@ -123,8 +124,8 @@ def _row(node: onnx.NodeProto, verdict: Verdict, note: str = "") -> NodeSupport:
     return NodeSupport(name, node.op_type, node_origin(node), verdict, note or NOTES[verdict])
 
 
-def _inferred_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Sample shapes of the intermediate values whose every axis but the batch is known."""
+def _inferred_shapes(model: onnx.ModelProto, rows: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the intermediate values whose every axis but the batch is known, for a batch of `rows`."""
     try:
         graph = onnx.shape_inference.infer_shapes(model).graph
     except (onnx.shape_inference.InferenceError, ValueError):
@@ -133,5 +134,5 @@ def _inferred_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     for value in (*graph.value_info, *graph.output):
         dims = list(value.type.tensor_type.shape.dim)
         if dims and all(dim.dim_value > 0 for dim in dims[1:]):
-            shapes[value.name] = tuple(dim.dim_value for dim in dims[1:])
+            shapes[value.name] = (dims[0].dim_value or rows, *(dim.dim_value for dim in dims[1:]))
     return shapes

@@ -155,7 +155,7 @@ def test_weights_are_exact_and_the_scaler_is_folded() -> None:
     graph = trace(estimator)
     linear = next(n.op for n in graph.nodes if isinstance(n.op, ops.Linear))
     np.testing.assert_array_equal(linear.weight[0], estimator[-1].coef_)
-    assert {type(n.op) for n in graph.nodes} <= {ops.Input, ops.ScaleShift, ops.Linear}
+    assert {type(n.op) for n in graph.nodes} <= {ops.Input, ops.Reshape, ops.ScaleShift, ops.Linear}
 
 
 def test_what_cannot_be_certified_is_refused_by_name() -> None:
