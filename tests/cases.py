@@ -58,6 +58,17 @@ def _curve(name: str, *parameters: float) -> Build:
     return _one(lambda rng, shape: ops.Elementwise(name, parameters))
 
 
+def _above_zero(name: str, *parameters: float) -> Build:
+    """The curve at x² + 1/4."""
+
+    def middle(rng: np.random.Generator, builder: GraphBuilder, x: int) -> int:
+        squares = builder.add(ops.Elementwise("square"), x)
+        shifted = builder.add(ops.ScaleShift(shift=ops.frozen_array(0.25)), squares)
+        return builder.add(ops.Elementwise(name, parameters), shifted)
+
+    return _around(middle)
+
+
 def _residual(rng: np.random.Generator, builder: GraphBuilder, x: int) -> int:
     size = builder.shape(x)[-1]
     inner = builder.add(linear(rng, size, size), builder.add(ops.Elementwise("relu"), x))
@@ -200,8 +211,17 @@ CASES: dict[str, Build] = {
     "leaky_relu, negative slope": _curve("leaky_relu", -0.5),
     "leaky_relu, steep": _curve("leaky_relu", 1.75),
     "abs": _curve("abs"),
-    "tanh": _curve("tanh"),
-    "sigmoid": _curve("sigmoid"),
+    "clip": _curve("clip", -0.25, 0.75),
+    "hard_swish": _curve("hard_swish"),
+    "elu": _curve("elu", 1.0, 1.0),
+    "elu, kinked": _curve("elu", 0.3, 1.0507010),
+    "celu": _curve("celu", 0.75),
+    **{name: _curve(name) for name in ("tanh", "sigmoid", "erf", "atan", "softsign", "softplus", "exp", "sin", "cos")},
+    **{name: _curve(name) for name in ("silu", "gelu", "gelu_tanh", "mish", "square")},
+    "power": _curve("power", 0.5, 3.0),
+    **{name: _above_zero(name) for name in ("log", "sqrt", "reciprocal")},
+    "power, negative": _above_zero("power", 1.0, -0.5),
+    "power, fractional": _above_zero("power", 2.0, 1.3),
 }
 
 RADII = (0.0, 2.0**-20, 0.125, 1.0, 8.0)

@@ -17,10 +17,9 @@ import numpy as np
 
 from mlflow_lipschitz.engine.ir import ops
 from mlflow_lipschitz.engine.ir.graph import Graph, Node
+from tests.exact_curves import CURVES, is_rational
 
 mpmath.mp.prec = 400
-
-SMOOTH = ("tanh", "sigmoid", "dtanh", "dsigmoid")
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +43,8 @@ class Dual:
 
 
 def is_smooth(graph: Graph) -> bool:
-    return any(isinstance(n.op, ops.Elementwise) and n.op.curve in SMOOTH for n in graph.nodes)
+    curves = [n.op for n in graph.nodes if isinstance(n.op, ops.Elementwise)]
+    return not all(is_rational(op.curve, op.parameters) for op in curves)
 
 
 def number(graph: Graph) -> Callable[[Any], Any]:
@@ -175,33 +175,5 @@ def _convolve_transposed(
 
 
 def _curve(op: ops.Elementwise, d: Dual, exact: Callable[[Any], Any], side: int) -> Dual:
-    z = d.value
-    value, slope = CURVES[op.curve](z, exact, side, *op.parameters)
+    value, slope = CURVES[op.curve](d.value, exact, side, *op.parameters)
     return Dual(value, d.gradient * slope)
-
-
-def _kink(left: Any, right: Any) -> Callable[..., tuple[Any, Any]]:
-    def curve(z: Any, exact: Callable[[Any], Any], side: int, *parameters: float) -> tuple[Any, Any]:
-        low = exact(left if left is not None else parameters[0])
-        slope = exact(right) if z > 0 or (z == 0 and side) else low
-        return z * slope, slope
-
-    return curve
-
-
-def _sigmoid(z: Any, *_: Any) -> tuple[Any, Any]:
-    # 1 − σ(z) would cancel even at 400 bits.
-    return 1 / (1 + mpmath.exp(-z)), mpmath.exp(-z) / (1 + mpmath.exp(-z)) ** 2
-
-
-CURVES: dict[str, Callable[..., tuple[Any, Any]]] = {
-    "relu": _kink(0, 1),
-    "leaky_relu": _kink(None, 1),
-    "abs": _kink(-1, 1),
-    "tanh": lambda z, *_: (mpmath.tanh(z), mpmath.sech(z) ** 2),
-    "sigmoid": _sigmoid,
-    "dtanh": lambda z, *_: (mpmath.sech(z) ** 2, -2 * mpmath.tanh(z) * mpmath.sech(z) ** 2),
-    "dsigmoid": lambda z, *_: (_sigmoid(z)[1], -_sigmoid(z)[1] * mpmath.tanh(z / 2)),
-    "square": lambda z, *_: (z * z, 2 * z),
-    "step": lambda z, exact, side, left, right: (exact(right if z > 0 or (z == 0 and side) else left), exact(0)),
-}

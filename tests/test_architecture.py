@@ -118,12 +118,13 @@ def test_every_op_has_a_rule() -> None:
 
 
 def test_every_curve_knows_its_derivative() -> None:
-    from mlflow_lipschitz.engine.rules.curve_facts import CURVES
+    from mlflow_lipschitz.engine.rules.curves.table import CURVES, facts_of
+    from tests.engine.test_curves import ROWS
 
-    assert len(CURVES) >= 5
-    for name, facts in CURVES.items():
-        derivative, _ = facts.derivative((0.5, 0.5))
-        assert derivative in (*CURVES, "undefined"), f"{name}: derivative {derivative} has no row of facts"
+    assert {name for name, _ in ROWS} == set(CURVES)
+    for name, parameters in ROWS:
+        derivative, constants = facts_of(name, parameters).derivative
+        assert derivative == "undefined" or facts_of(derivative, constants), f"{name}: no row for {derivative}"
 
 
 def ops_of_cases() -> list[Any]:
@@ -142,11 +143,10 @@ def test_every_op_has_a_case() -> None:
 
 def test_every_curve_has_a_case() -> None:
     from mlflow_lipschitz.engine.ir.ops import Elementwise
-    from mlflow_lipschitz.engine.rules.curve_facts import CURVES
+    from mlflow_lipschitz.engine.rules.curves.table import CURVES
 
     covered = {op.curve for op in ops_of_cases() if isinstance(op, Elementwise)}
-    # The square only measures a gradient, in the norm of certify/lipschitz.py; no model has it as an operator.
-    assert sorted(set(CURVES) - covered - {"square"}) == []
+    assert sorted(set(CURVES) - covered) == []
 
 
 def test_the_readme_lists_every_operator() -> None:

@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 
 from mlflow_lipschitz.certify import certify_lipschitz, certify_monotonicity
 from mlflow_lipschitz.engine.domains.region import Box
+from mlflow_lipschitz.engine.ir import ops
 from mlflow_lipschitz.engine.propagation.interpreter import evaluate
 from mlflow_lipschitz.engine.propagation.pre_activation import Refinement, bound_nodes, refine_node
 from mlflow_lipschitz.engine.propagation.problem import Problem
+from mlflow_lipschitz.engine.rules.elementwise import supported_curve
 from tests import cases, properties
+from tests.engine.test_curves import ROWS
 from tests.exact import value_and_jacobian
 
 seeds = st.integers(0, 2**32 - 1)
@@ -79,9 +82,10 @@ def test_evaluation_and_derivative_are_the_exact_ones_at_smooth_points(name: str
     np.testing.assert_allclose(certificate.upper[0], slopes, rtol=1e-9, atol=1e-9)
 
 
+MODEL_CURVES = {name for name, parameters in ROWS if supported_curve(ops.Elementwise(name, parameters))}
+
+
 def test_every_op_that_a_model_can_hold_has_a_case() -> None:
-    from mlflow_lipschitz.engine.ir import ops
-    from mlflow_lipschitz.engine.rules.elementwise import supported_curve
     from mlflow_lipschitz.engine.rules.registry import RULES
 
     graphs = [build(np.random.default_rng(0)) for build in cases.CASES.values()]

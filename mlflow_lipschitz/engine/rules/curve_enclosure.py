@@ -7,138 +7,206 @@ Hence slopes are guesses, and only offsets have to be right.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from mlflow_lipschitz.engine.domains.interval import Interval
-from mlflow_lipschitz.engine.rules.curve_facts import CurveFacts, Parameters
+from mlflow_lipschitz.engine.domains.rounding import next_up
+from mlflow_lipschitz.engine.rules.curves.facts import Curve, CurveFacts, Period
 from mlflow_lipschitz.engine.rules.relaxation import Relaxation
 
 _ULP = 2.0**-52
 # Tightness only: an inexact tangent point costs the square of its error, an inexact slope the error itself.
 _PEAK_BISECTIONS, _SLOPE_BISECTIONS = 5, 6
 _UNDERFLOW = 2.0**-960
+# Beyond this a float64 says too little about where in its period it is.
+_FAR = 2.0**20
 
 
-def curve_interval(facts: CurveFacts, parameters: Parameters, z: Interval) -> Interval:
-    """The range of the curve over an interval: its values at the ends and at the turning points inside."""
-    low, high = _ends_of_value(facts, parameters, z.lower)
-    for at in (z.upper, *(torch.full_like(z.lower, p).clamp(z.lower, z.upper) for p in facts.stationary)):
-        low_at, high_at = _ends_of_value(facts, parameters, at)
+def curve_interval(facts: CurveFacts, z: Interval) -> Interval:
+    """The range of the curve over an interval: its values at the ends and at the turning points inside.
+
+    All of R where the interval leaves the curve's domain.
+    """
+    low, high = _ends_of_value(facts, z.lower)
+    for at in (z.upper, *(torch.full_like(z.lower, p).clamp(z.lower, z.upper) for p in facts.turns)):
+        low_at, high_at = _ends_of_value(facts, at)
         low, high = torch.minimum(low, low_at), torch.maximum(high, high_at)
-    return Interval.enclosing(low.clamp(min=facts.range[0]), high.clamp(max=facts.range[1]))
+    if facts.period is not None:
+        low = torch.where(_reaches(z, facts.period, facts.period.bottom), facts.range[0], low)
+        high = torch.where(_reaches(z, facts.period, facts.period.top), facts.range[1], high)
+    known = Interval.enclosing(low, high)
+    low, high = known.lower.clamp(min=facts.range[0]), known.upper.clamp(max=facts.range[1])
+    return _where_defined(_defined(facts, z), low, high)
 
 
-def curve_relaxation(facts: CurveFacts, parameters: Parameters, z: Interval) -> Relaxation:
+def curve_relaxation(facts: CurveFacts, z: Interval) -> Relaxation:
     """Two lines around the curve, each the best at the interval's midpoint among a few natural slopes."""
-    upper_slope, upper_offset = _best_line(facts, parameters, z, 1)
-    lower_slope, lower_offset = _best_line(facts, parameters, z, -1)
+    upper_slope, upper_offset = _best_line(facts, z, 1)
+    lower_slope, lower_offset = _best_line(facts, z, -1)
+    inside = _defined(facts, z)
+    if inside is not None:
+        known = _where_defined(inside, lower_offset, upper_offset)
+        lower_offset, upper_offset = known.lower, known.upper
+        upper_slope, lower_slope = (torch.where(inside, slope, 0.0) for slope in (upper_slope, lower_slope))
     return Relaxation((0,), (lower_slope,), lower_offset, (upper_slope,), upper_offset)
 
 
 def is_affine_on(facts: CurveFacts, z: Interval) -> Tensor:
     """Whether the curve is one affine function (single-valued) on each interval: then its relaxation is exact."""
-    ends = (-math.inf, *facts.breakpoints, math.inf)
     inside = torch.zeros_like(z.lower, dtype=torch.bool)
-    for curvature, a, b in zip(facts.curvature, ends[:-1], ends[1:], strict=True):
-        if curvature == 0:
-            # A set-valued curve is not one function at its breakpoint; a continuous one is.
-            strict = facts.lowest is not None
-            inside = inside | ((z.lower > a) & (z.upper < b) if strict else (z.lower >= a) & (z.upper <= b))
+    for piece, a, b in facts.spans if facts.bend is None else ():
+        if piece.curvature == 0:
+            # A set-valued curve is not one function at its jump; a continuous one is.
+            inside = inside | ((z.lower > a) & (z.upper < b) if facts.jumps else (z.lower >= a) & (z.upper <= b))
     return inside
 
 
-def _best_line(facts: CurveFacts, parameters: Parameters, z: Interval, side: int) -> tuple[Tensor, Tensor]:
+def _defined(facts: CurveFacts, z: Interval) -> Tensor | None:
+    """Where the curve is defined on the whole interval; None where it always is."""
+    inside = None
+    if facts.domain[0] > -torch.inf:
+        inside = (z.lower >= facts.domain[0]) if facts.closed else (z.lower > facts.domain[0])
+    if facts.pole is not None:
+        beside = (z.lower > facts.pole) | (z.upper < facts.pole)
+        inside = beside if inside is None else inside & beside
+    return inside
+
+
+def _where_defined(inside: Tensor | None, low: Tensor, high: Tensor) -> Interval:
+    if inside is None:
+        return Interval(low, high)
+    return Interval(torch.where(inside, low, -torch.inf), torch.where(inside, high, torch.inf))
+
+
+def _reaches(z: Interval, period: Period, place: float) -> Tensor:
+    """Whether place + k · length may lie in the interval for some whole k; in doubt, and far from zero, it does."""
+    first, last = ((end - place) / period.length for end in (z.lower, z.upper))
+    slack = 1e-9  # far above the rounding of numbers below `_FAR`
+    near = (z.lower.abs() < _FAR) & (z.upper.abs() < _FAR)
+    return ~near | ((last + slack).floor() >= (first - slack).ceil())
+
+
+def _best_line(facts: CurveFacts, z: Interval, side: int) -> tuple[Tensor, Tensor]:
     """The line above (side = 1) or below (side = -1) the curve that is closest to it at the midpoint."""
     middle = z.lower + (z.upper - z.lower) / 2
-    slopes = torch.stack(_candidate_slopes(facts, parameters, z, middle, side))
+    slopes = torch.stack(_candidate_slopes(facts, z, middle, side))
     slopes = torch.where(slopes.isfinite(), slopes, 0.0)
-    offsets = side * _offset_above(facts, parameters, z, slopes * side, side)
+    offsets = side * _offset_above(facts, z, slopes * side, side)
     height = side * (slopes * middle + offsets)
     best = torch.where(height.isnan(), torch.inf, height).argmin(0, keepdim=True)
     return slopes.gather(0, best).squeeze(0), offsets.gather(0, best).squeeze(0)
 
 
-def _candidate_slopes(
-    facts: CurveFacts, parameters: Parameters, z: Interval, middle: Tensor, side: int
-) -> list[Tensor]:
-    low, high = facts.value(z.lower, *parameters), facts.value(z.upper, *parameters)
+def _candidate_slopes(facts: CurveFacts, z: Interval, middle: Tensor, side: int) -> list[Tensor]:
+    low, high = facts.value(z.lower), facts.value(z.upper)
     chord = (high - low) / (z.upper - z.lower)
-    slopes = [chord, *(facts.slope(at, *parameters) for at in (z.lower, z.upper, middle))]
+    slopes = [chord, *(facts.slope(at) for at in (z.lower, z.upper, middle))]
+    for corner in facts.corners:
+        at = torch.full_like(middle, corner).clamp(z.lower, z.upper)
+        slopes.extend((facts.value(at) - end) / (at - place) for place, end in ((z.lower, low), (z.upper, high)))
     if facts.curved:
         slopes.append(torch.zeros_like(chord))
-        slopes.extend(_tangent_slopes(facts, parameters, z, side))
+        slopes.extend(_tangent_slopes(facts, z, side))
     return slopes
 
 
-def _tangent_slopes(facts: CurveFacts, parameters: Parameters, z: Interval, side: int) -> Tensor:
+def _tangent_slopes(facts: CurveFacts, z: Interval, side: int) -> Tensor:
     """Slopes of the lines through each end of the curve that touch it: where f(t) − f(end) = f′(t)(t − end)."""
     near, far = torch.stack([z.lower, z.upper]), torch.stack([z.upper, z.lower])
-    fixed, value = near, facts.value(near, *parameters)
+    fixed, value = near, facts.value(near)
     for _ in range(_SLOPE_BISECTIONS):
         t = near + (far - near) / 2
         # How far the tangent at t passes above the fixed end; the sought t leaves no room.
-        room = side * (facts.value(t, *parameters) + facts.slope(t, *parameters) * (fixed - t) - value)
+        room = side * (facts.value(t) + facts.slope(t) * (fixed - t) - value)
         near, far = torch.where(room < 0, t, near), torch.where(room < 0, far, t)
-    return facts.slope(near + (far - near) / 2, *parameters)
+    return facts.slope(near + (far - near) / 2)
 
 
-def _offset_above(facts: CurveFacts, parameters: Parameters, z: Interval, slope: Tensor, side: int) -> Tensor:
+def _offset_above(facts: CurveFacts, z: Interval, slope: Tensor, side: int) -> Tensor:
     """Rigorous upper bound of sup over z of side·f(z) − slope·z; `slope` is (candidates, *shape of z)."""
-    ends = (-math.inf, *facts.breakpoints, math.inf)
+    if facts.bend is not None:
+        return _bent_peak(facts, facts.bend, z, slope, side)
     best = torch.full_like(slope, -torch.inf)
-    for curvature, a, b in zip(facts.curvature, ends[:-1], ends[1:], strict=True):
+    for piece, a, b in facts.spans:
         low, high = z.lower.clamp(min=a), z.upper.clamp(max=b)
-        if side * curvature < 0:
-            peak = _tangent_peak(facts, parameters, (low, high), slope, side)
+        value = piece.value or facts.value
+        if side * piece.curvature < 0:
+            peak = _tangent_peak(facts, (value, piece.slope or facts.slope), (low, high), slope, side)
         else:
-            peak = torch.maximum(*(_gap(facts, parameters, at, slope, side) for at in (low, high)))
+            peak = torch.maximum(*(_gap(facts, value, at, slope, side) for at in (low, high)))
         best = torch.where(low <= high, torch.maximum(best, peak), best)
     return best
 
 
-def _gap(facts: CurveFacts, parameters: Parameters, at: Tensor, slope: Tensor, side: int) -> Tensor:
-    """side·f(at) − slope·at, rounded upward."""
-    low, high = _ends_of_value(facts, parameters, at)
-    value = high if side > 0 else -low
+def _gap(facts: CurveFacts, value: Curve, at: Tensor, slope: Tensor, side: int) -> Tensor:
+    """side·value(at) − slope·at, rounded upward."""
+    low, high = _widened(facts, value(at), at)
+    top = high if side > 0 else -low
     drop = slope * at
-    gap = value - drop
-    return gap + 4 * _ULP * (value.abs() + drop.abs()) + _UNDERFLOW
+    return top - drop + 4 * _ULP * (top.abs() + drop.abs()) + _UNDERFLOW
 
 
 def _tangent_peak(
-    facts: CurveFacts, parameters: Parameters, piece: tuple[Tensor, Tensor], slope: Tensor, side: int
+    facts: CurveFacts, functions: tuple[Curve, Curve], piece: tuple[Tensor, Tensor], slope: Tensor, side: int
 ) -> Tensor:
     """Bound of side·f − slope·z on a piece where side·f is concave, by the tangent where side·f′ ≈ slope."""
-    low, high = piece
+    (value, tilt), (low, high) = functions, piece
     near, far = torch.broadcast_to(low, slope.shape), torch.broadcast_to(high, slope.shape)
     for _ in range(_PEAK_BISECTIONS):
         t = near + (far - near) / 2
-        rising = side * facts.slope(t, *parameters) > slope
+        rising = side * tilt(t) > slope
         near, far = torch.where(rising, t, near), torch.where(rising, far, t)
     t = near + (far - near) / 2
-    steepness = side * facts.slope(t, *parameters)
-    start, end = _ends_of_value(facts, parameters, t)
-    value = end if side > 0 else -start
+    steepness = side * tilt(t)
+    start, end = _widened(facts, value(t), t)
+    top = end if side > 0 else -start
     peak = None
     for at in (low, high):
         rise, drop = steepness * (at - t), slope * at
-        error = (8 + 4 * facts.ulps) * _ULP * rise.abs()
-        total = value + rise - drop + error + 8 * _ULP * (value.abs() + drop.abs()) + _UNDERFLOW
+        error = (8 + 4 * facts.ulps) * _ULP * rise.abs() + 2 * facts.absolute * (at - t).abs()
+        total = top + rise - drop + error + 8 * _ULP * (top.abs() + drop.abs()) + _UNDERFLOW
         peak = total if peak is None else torch.maximum(peak, total)
     assert peak is not None
     return peak
 
 
-def _ends_of_value(facts: CurveFacts, parameters: Parameters, z: Tensor) -> tuple[Tensor, Tensor]:
+def _bent_peak(facts: CurveFacts, bend: float, z: Interval, slope: Tensor, side: int) -> Tensor:
+    """Bound of side·f − slope·z by Taylor's theorem around the midpoint, or by the range of f, whichever is less."""
+    middle = z.lower + (z.upper - z.lower) / 2
+    reach = next_up(torch.maximum(z.upper - middle, middle - z.lower))
+    start, end = _widened(facts, facts.value(middle), middle)
+    top, drop = (end if side > 0 else -start), slope * middle
+    rise = (side * facts.slope(middle) - slope).abs() * reach
+    spread = (8 + 4 * facts.ulps) * _ULP * (1 + slope.abs()) * reach  # |f′| ≤ 1 here: the slope's own error
+    curl = bend * reach * reach / 2
+    size = top.abs() + drop.abs() + rise + curl
+    tangent = top - drop + rise + spread + curl + 8 * _ULP * size + _UNDERFLOW
+    known = curve_interval(facts, z)
+    level = known.upper if side > 0 else -known.lower
+    fall = torch.minimum(slope * z.lower, slope * z.upper)
+    flat = level - fall + 8 * _ULP * (level.abs() + fall.abs()) + _UNDERFLOW
+    return torch.fmin(tangent, flat)
+
+
+def _ends_of_value(facts: CurveFacts, z: Tensor) -> tuple[Tensor, Tensor]:
     """Floats below and above every value the curve takes at z."""
-    low = (facts.lowest or facts.value)(z, *parameters)
-    high = (facts.highest or facts.value)(z, *parameters)
+    if not facts.jumps:
+        return _widened(facts, facts.value(z), z)
+    low, high = torch.full_like(z, torch.inf), torch.full_like(z, -torch.inf)
+    for piece, a, b in facts.spans:
+        here = (z >= a) & (z <= b)
+        start, end = _widened(facts, (piece.value or facts.value)(z), z)
+        low = torch.where(here, torch.minimum(low, start), low)
+        high = torch.where(here, torch.maximum(high, end), high)
+    return low, high
+
+
+def _widened(facts: CurveFacts, value: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Floats below and above the exact value, of which `value` is the computed one."""
     if facts.ulps == 0:
-        return low, high
+        return value, value
     # A value that underflowed to zero is not zero, unless z itself is.
-    slack = torch.where(z == 0, 0.0, torch.full_like(z, _UNDERFLOW))
-    widen = 2 * facts.ulps * _ULP
-    return low - widen * low.abs() - slack, high + widen * high.abs() + slack
+    slack = torch.where(z == 0, 0.0, torch.full_like(z, _UNDERFLOW + facts.absolute))
+    widen = 2 * facts.ulps * _ULP * value.abs()
+    return value - widen - slack, value + widen + slack

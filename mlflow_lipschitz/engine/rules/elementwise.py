@@ -1,10 +1,9 @@
-"""Elementwise curves: one rule for every row of curve_facts.py."""
+"""Elementwise curves: one rule for every row of curves/table.py."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mlflow_lipschitz.engine.domains.interval import Interval
@@ -12,7 +11,8 @@ from mlflow_lipschitz.engine.ir import ops
 from mlflow_lipschitz.engine.ir.graph import GraphBuilder, Node, Shape
 from mlflow_lipschitz.engine.ir.ops import Op
 from mlflow_lipschitz.engine.rules.curve_enclosure import curve_interval, curve_relaxation, is_affine_on
-from mlflow_lipschitz.engine.rules.curve_facts import CURVES
+from mlflow_lipschitz.engine.rules.curves.facts import CurveFacts
+from mlflow_lipschitz.engine.rules.curves.table import CURVES, facts_of
 from mlflow_lipschitz.engine.rules.relaxation import Relaxation
 from mlflow_lipschitz.engine.rules.weights import Weights
 from mlflow_lipschitz.errors import UnsupportedOperator
@@ -41,32 +41,36 @@ class ElementwiseRule(RelaxedOp):
         return (0,)
 
     def evaluate(self, op: Any, weights: Weights, *inputs: Tensor) -> Tensor:
-        return CURVES[op.curve].value(inputs[0], *op.parameters)
+        return _facts(op).value(inputs[0])
 
     def interval(self, op: Any, weights: Weights, *inputs: Interval) -> Interval:
-        return curve_interval(CURVES[op.curve], op.parameters, inputs[0])
+        return curve_interval(_facts(op), inputs[0])
 
     def imprecise(self, op: Any, *inputs: Interval) -> Tensor:
-        return ~is_affine_on(CURVES[op.curve], inputs[0])
+        return ~is_affine_on(_facts(op), inputs[0])
 
     def free_slopes(self, op: Op, *inputs: Interval) -> None:
         return None
 
     def relaxation(self, op: Any, *inputs: Interval, slopes: tuple[Tensor, Tensor] | None = None) -> Relaxation:
-        return curve_relaxation(CURVES[op.curve], op.parameters, inputs[0])
+        return curve_relaxation(_facts(op), inputs[0])
 
     def vjp(self, builder: GraphBuilder, node: Node, cotangent: int) -> tuple[tuple[int, int], ...]:
         assert isinstance(node.op, ops.Elementwise)
-        curve, parameters = CURVES[node.op.curve].derivative(node.op.parameters)
+        curve, parameters = _facts(node.op).derivative
         if curve not in CURVES:
             raise UnsupportedOperator(node.op.curve, node.name, reason="this curve has no Clarke derivative here")
         (source,) = node.inputs
         derivative = builder.add(ops.Elementwise(curve, parameters), source, name=node.name)
         # A smooth derivative moves with its argument and is worth following; a kink's jumps, and is not.
-        product = ops.Multiply() if CURVES[curve].curved else ops.Multiply(linear_in=(1,))
+        product = ops.Multiply(linear_in=(1,)) if facts_of(curve, parameters).flat else ops.Multiply()
         return ((source, builder.add(product, derivative, cotangent, name=node.name)),)
 
 
-def supported_curve(curve: str) -> bool:
+def supported_curve(op: ops.Elementwise) -> bool:
     """Whether a model may contain the curve (derivative curves and the norms' curves are internal as well)."""
-    return curve in CURVES and CURVES[curve].derivative(tuple(torch.zeros(4).tolist()))[0] in CURVES
+    return op.curve in CURVES and _facts(op).derivative[0] in CURVES
+
+
+def _facts(op: ops.Elementwise) -> CurveFacts:
+    return facts_of(op.curve, op.parameters)

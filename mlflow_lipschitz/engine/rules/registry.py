@@ -41,5 +41,5 @@ def rule_for(op: Op, name: str = "") -> Rule:
 def is_supported(op: Op) -> bool:
     """Whether values and derivatives of the op can be bounded."""
     if isinstance(op, ops.Elementwise):
-        return supported_curve(op.curve)
+        return supported_curve(op)
     return type(op) in RULES or isinstance(op, SOURCES)
