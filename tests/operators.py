@@ -11,6 +11,8 @@ BEGIN, END = "<!-- operators: begin -->", "<!-- operators: end -->"
 FAMILIES = {
     "lowering_linear": "affine and normalization",
     "lowering_spatial": "convolution and pooling",
+    "lowering_selection": "selection",
+    "lowering_resampling": "padding and resampling",
     "lowering_arithmetic": "arithmetic",
     "lowering_elementwise": "curves",
     "lowering_shape": "shape",

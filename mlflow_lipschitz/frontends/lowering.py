@@ -23,6 +23,8 @@ from mlflow_lipschitz.frontends import (
     lowering_elementwise,
     lowering_linear,
     lowering_ml,
+    lowering_resampling,
+    lowering_selection,
     lowering_shape,
     lowering_spatial,
 )
@@ -55,6 +57,8 @@ TABLE = _table(
     ("", lowering_arithmetic.ROWS),
     ("", lowering_linear.ROWS),
     ("", lowering_spatial.ROWS),
+    ("", lowering_selection.ROWS),
+    ("", lowering_resampling.ROWS),
     ("", lowering_shape.ROWS),
     ("", lowering_elementwise.ROWS),
     ("ai.onnx.ml", lowering_ml.ROWS),

@@ -167,28 +167,6 @@ def _with_constants(call: Call, joined: Variable, values: list[Value], axis: int
     return call.emit(ScaleShift(None, np.concatenate(blocks, axis=axis)), spread)
 
 
-def lower_pad(call: Call) -> Variable:
-    x = call.variable()
-    if call.attribute("mode", "constant") != "constant":
-        call.refuse(f"padding mode {call.attribute('mode')!r}", "pad with a constant")
-    rank = len(x.shape)
-    pads = call.integers(1, "pads")
-    if pads is None:
-        call.refuse("the padding is missing")
-    axes = call.integers(3, "axes") or tuple(range(rank))
-    if any(not -rank <= axis < rank for axis in axes) or len(pads) != 2 * len(axes):
-        call.refuse(f"padding {pads} of the axes {axes} does not fit a tensor of {rank} axes")
-    pairs = [(0, 0)] * rank
-    for i, axis in enumerate(axes):
-        pairs[axis % rank] = (int(pads[i]), int(pads[i + len(axes)]))
-    value = call.input(2)
-    fill = float(call.attribute("value", 0.0)) if value is None else float(call.constant(2, "the fill").reshape(-1)[0])
-    for axis, (before, after) in enumerate(pairs):  # ONNX crops with negative padding
-        x = call.select(x, axis, range(max(-before, 0), x.shape[axis] - max(-after, 0)))
-    grown = tuple((max(before, 0), max(after, 0)) for before, after in pairs)
-    return x if not any(a or b for a, b in grown) else call.emit(Pad(grown, fill), x)
-
-
 ROWS = {
     "Shape": lower_shape,
     "Size": lower_size,
@@ -204,5 +182,4 @@ ROWS = {
     "SequenceAt": lower_sequence_at,
     "Gather": lower_gather,
     "Concat": lower_concat,
-    "Pad": lower_pad,
 }

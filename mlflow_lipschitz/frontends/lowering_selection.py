@@ -1,0 +1,154 @@
+"""Lowering of operators that select the largest or smallest of several values: pools, reductions, entry by entry.
+
+A pool takes its windows axis by axis: the largest entry of a box is the largest of the largest of its rows. Where a window
+reaches into the padding an entry of the same window is repeated, so minus infinity never enters the arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from mlflow_lipschitz.engine.ir import building
+from mlflow_lipschitz.frontends.lowering_context import Call, Variable, node_name
+from mlflow_lipschitz.frontends.windows import Track, pool_tracks, spatial_shape
+
+# No float32 lies beyond: where a model asks for the larger of a value and this, it means "no lower limit".
+LOWEST = float(np.finfo(np.float32).min)
+
+
+def maximum(call: Call, a: Variable, b: Variable) -> Variable:
+    """The larger of two variables, broadcast."""
+    full = call.broadcast(a.shape, b.shape)
+    a, b = unmasked(call, call.expand(a, full)), unmasked(call, call.expand(b, full))
+    return (
+        a
+        if a.index == b.index
+        else _value(call, building.maximum(call.builder, a.index, b.index, name=node_name(call.node)))
+    )
+
+
+def maximum_over(call: Call, x: Variable, axis: int) -> Variable:
+    """The largest entry along an axis, which is kept with length 1."""
+    if x.shape[axis] == 0:
+        call.refuse(f"axis {axis} has no entries")
+    return _value(call, building.maximum_over(call.builder, unmasked(call, x).index, axis, name=node_name(call.node)))
+
+
+def negative(call: Call, x: Variable) -> Variable:
+    return call.scale_shift(x, np.array(-1.0), None)
+
+
+def lower_max_pool(call: Call) -> Variable:
+    if any(name and call.consumers.get(name) for name in call.node.output[1:]):
+        call.refuse("the model reads the positions of the maxima, which have no derivative", "unpool with a Resize")
+    return max_pool(call, call.variable())
+
+
+def max_pool(call: Call, x: Variable) -> Variable:
+    for axis, track in enumerate(pool_tracks(call, spatial_shape(call, x.shape)), start=2):
+        x = _largest_in_windows(call, x, axis, track)
+    return x
+
+
+def _largest_in_windows(call: Call, x: Variable, axis: int, track: Track) -> Variable:
+    first = np.take_along_axis(track.taps, track.inside.argmax(axis=1)[:, None], axis=1)
+    taps = np.unique(np.where(track.inside, track.taps, first), axis=1)
+    gathered = call.select(x, axis, tuple(int(i) for i in taps.T.reshape(-1)))
+    size = taps.shape[1]
+    if size == 1:
+        return gathered
+    stacked = call.reshape(gathered, (*x.shape[:axis], size, track.count, *x.shape[axis + 1 :]))
+    return call.reshape(maximum_over(call, stacked, axis), (*x.shape[:axis], track.count, *x.shape[axis + 1 :]))
+
+
+def lower_global_max_pool(call: Call) -> Variable:
+    x = call.variable()
+    if len(x.shape) < 3:
+        call.refuse(f"a tensor of shape {x.shape} has no spatial axes")
+    return _largest_over(call, x, tuple(range(2, len(x.shape))), keepdims=True)
+
+
+def lower_reduce_max(call: Call) -> Variable:
+    return _reduced(call, call.variable())
+
+
+def lower_reduce_min(call: Call) -> Variable:
+    return negative(call, _reduced(call, negative(call, call.variable())))
+
+
+def _reduced(call: Call, x: Variable) -> Variable:
+    axes = call.integers(1, "axes")
+    if not axes and call.attribute("noop_with_empty_axes", 0):
+        return x
+    reduced = call.axes(axes, len(x.shape)) if axes else tuple(range(len(x.shape)))
+    return _largest_over(call, x, reduced, keepdims=bool(call.attribute("keepdims", 1)))
+
+
+def _largest_over(call: Call, x: Variable, axes: tuple[int, ...], *, keepdims: bool) -> Variable:
+    kept = [axis for axis in range(len(x.shape)) if axis not in axes]
+    size = math.prod(x.shape[axis] for axis in axes)
+    lined = call.reshape(call.transpose(x, (*kept, *axes)), (*(x.shape[axis] for axis in kept), size))
+    largest = maximum_over(call, lined, len(kept))
+    return call.reshape(largest, tuple(1 if a in axes else n for a, n in enumerate(x.shape) if keepdims or a in kept))
+
+
+def lower_max(call: Call) -> Variable:
+    given = [call.input(position) for position in range(len(call.inputs))]
+    constants = [value for value in given if isinstance(value, np.ndarray)]
+    largest = _largest_of(call, [value for value in given if isinstance(value, Variable)])
+    return _at_least(call, largest, constants)
+
+
+def lower_min(call: Call) -> Variable:
+    given = [call.input(position) for position in range(len(call.inputs))]
+    constants = [-value for value in given if isinstance(value, np.ndarray)]
+    largest = _largest_of(call, [negative(call, value) for value in given if isinstance(value, Variable)])
+    return negative(call, _at_least(call, largest, constants))
+
+
+def _largest_of(call: Call, values: list[Variable]) -> Variable:
+    """A tournament of any number of variables, each of which plays once."""
+    left = list({value.index: value for value in values}.values())
+    while len(left) > 1:
+        left = [maximum(call, left[i], left[i + 1]) if i + 1 < len(left) else left[i] for i in range(0, len(left), 2)]
+    return left[0]
+
+
+def _at_least(call: Call, x: Variable, floors: list[np.ndarray]) -> Variable:
+    """max(x, c) = c + relu(x − c) for the largest c of several constants; x itself where c is no limit."""
+    if not floors:
+        return x
+    shape = call.broadcast(x.shape, *(floor.shape for floor in floors))
+    floor = np.maximum.reduce([np.broadcast_to(np.asarray(c, dtype=np.float64), shape) for c in floors])
+    if np.all(floor <= LOWEST):
+        return call.expand(x, shape)
+    if not np.all(np.isfinite(floor)) or np.any(floor <= LOWEST):
+        call.refuse("some of its constants are infinite and some are not", "limit all entries, or none")
+    x = unmasked(call, call.expand(x, shape))
+    if not np.any(floor):
+        return call.curve("relu", x)
+    smallest = floor.reshape(-1)[:1].reshape(()) if np.all(floor == floor.flat[0]) else floor
+    return call.scale_shift(call.curve("relu", call.scale_shift(x, None, -smallest)), None, smallest)
+
+
+def unmasked(call: Call, x: Variable) -> Variable:
+    """x, which must not be a masked attention score: its largest entry would be that of meaningless numbers."""
+    if x.masked is not None:
+        call.refuse("it computes with a mask of minus infinity", "apply the attention mask right before the softmax")
+    return x
+
+
+def _value(call: Call, index: int) -> Variable:
+    return Variable(index, call.builder.shape(index))
+
+
+ROWS = {
+    "MaxPool": lower_max_pool,
+    "GlobalMaxPool": lower_global_max_pool,
+    "ReduceMax": lower_reduce_max,
+    "ReduceMin": lower_reduce_min,
+    "Max": lower_max,
+    "Min": lower_min,
+}
