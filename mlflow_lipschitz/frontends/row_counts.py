@@ -22,7 +22,7 @@ Difference = Literal["none", "numbers", "rows", "other"]
 
 # Operators that may read numbers c·nᵏ: those that move them, and those that make such numbers of them.
 _MOVE_NUMBERS = (
-    "Cast", "CastLike", "Concat", "ConstantOfShape", "Expand", "Flatten", "Gather", "Identity", "ReduceProd", "Reshape",
+    "Cast", "Concat", "ConstantOfShape", "Expand", "Flatten", "Gather", "Identity", "ReduceProd", "Reshape",
     "Shape", "Size", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where", "Mul", "Div", "Equal",
 )  # fmt: skip
 # Operators that keep equal rows equal, however many there are.
@@ -34,6 +34,7 @@ _KEEP_ROWS = (
 # Operators that take the shape of their result as an input.
 _SHAPED = ("Expand", "Reshape", "Resize")
 # Inputs of moving operators that say which entries are moved: no number of rows belongs there.
+_WIDE = ("BOOL", "INT32", "INT64", "UINT32", "UINT64", "FLOAT", "DOUBLE")  # types that hold any number of rows
 _CHOOSING = {"Gather": (1,), "Slice": (1, 2, 3, 4), "Where": (0,)}
 
 

@@ -8,7 +8,8 @@ all rows are computed alike, and like a batch of one, is seen from equal values 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,9 +26,9 @@ from mlflow_lipschitz.errors import UnsupportedOperator
 from mlflow_lipschitz.frontends.row_counts import require_the_same_for_every_length
 from mlflow_lipschitz.frontends.values import BATCH_REMEDY, Value, Variable, node_name, refusal
 
-# A free batch is tried with this many rows: a prime that few models have as the length of another axis.
-ROWS_TRIED = 7
-POINTS_TRIED = 4
+ROWS_TRIED = 3  # of a free batch, beside the one row that is audited
+BATCHES_TRIED = (2, 16)  # random ones: at least and at most, as many as their entries allow
+ENTRIES_TRIED = 1 << 22
 SAME = 1e-9  # two orders of summation of the same numbers differ by far less
 
 LowerRows = Callable[[GraphBuilder, Variable], Mapping[str, Value]]
@@ -87,8 +88,7 @@ def require_independent_rows(lowered: LoweredModel, lower_rows: LowerRows) -> No
     result = values[lowered.output]
     assert isinstance(result, Variable)
     graph = builder.build(result.index)
-    mixed = result.shape[:1] != (rows,) or not _rows_apart(_dependencies(graph)[graph.output], rows)
-    if mixed:
+    if result.shape[:1] != (rows,) or not _rows_apart(graph, rows):
         _refuse_mixing(lowered, graph)
         raise _refused_output(lowered, f"its shape {result.shape} does not have one entry per row on axis 0")
     _require_equal_values(lowered, graph, rows)
@@ -108,7 +108,7 @@ def _refused_output(lowered: LoweredModel, reason: str) -> UnsupportedOperator:
 def _refuse_mixing(lowered: LoweredModel, graph: Graph) -> None:
     """Raise for the first node with an entry that depends on two rows, if there is one."""
     origins = {node_name(node): node for node in reversed(lowered.nodes)}
-    for node, depends in zip(graph.nodes, _dependencies(graph), strict=True):
+    for node, depends in _dependencies(graph):
         if bool((depends[0::2] & depends[1::2]).any()):
             reason = "it mixes the rows of a batch: an entry of its result depends on several of them"
             if node.name in origins:
@@ -116,26 +116,29 @@ def _refuse_mixing(lowered: LoweredModel, graph: Graph) -> None:
             raise UnsupportedOperator(type(node.op).__name__, node.name, reason=reason, remedy=BATCH_REMEDY)
 
 
-def _dependencies(graph: Graph) -> list[Tensor]:
+def _dependencies(graph: Graph) -> Iterator[tuple[Node, Tensor]]:
     """Per node (2 · bits, *shape): for each bit of a row's number, whether rows with it set, and unset, are depended on.
 
     Two different rows differ in a bit, so an entry that depends on both has both answers true for that bit.
     """
     weights = weights_of(graph, torch.device("cpu"))
-    found: list[Tensor] = []
+    last_reader = {source: index for index, node in enumerate(graph.nodes) for source in node.inputs}
+    found: dict[int, Tensor] = {}
     for index, node in enumerate(graph.nodes):
         inputs = [found[i] for i in node.inputs]
         if isinstance(node.op, ops.Input):
-            found.append(_marked_rows(node.shape))
+            found[index] = _marked_rows(node.shape)
         elif is_affine_map(node.op):
             full = weights[index].full
             pattern = None if full is None else (full != 0).to(torch.float64)
             shape = graph.nodes[node.inputs[0]].shape
             marked = affine_map(node.op).apply(node.op, pattern, inputs[0].to(torch.float64)[:, None], shape)
-            found.append(marked[:, 0] > 0)
+            found[index] = marked[:, 0] > 0
         else:
-            found.append(_of_any_operand(node, inputs))
-    return found
+            found[index] = _of_any_operand(node, inputs)
+        yield node, found[index]
+        for source in {source for source in node.inputs if last_reader[source] == index}:
+            del found[source]
 
 
 def _marked_rows(shape: tuple[int, ...]) -> Tensor:
@@ -156,25 +159,37 @@ def _of_any_operand(node: Node, inputs: list[Tensor]) -> Tensor:
     return whole.reshape(-1, *(1,) * len(node.shape)).expand(-1, *node.shape)
 
 
-def _rows_apart(depends: Tensor, rows: int) -> bool:
-    """Whether each row of the output, (2 · bits, rows, ...), depends on input rows with its own bits only."""
-    return not bool((depends & ~_marked_rows(tuple(depends.shape[1:]))).any())
+def _rows_apart(graph: Graph, rows: int) -> bool:
+    """Whether each row of the output, axis 0, depends on the input row of its own number only."""
+    for node, depends in _dependencies(graph):
+        if node is graph.nodes[graph.output]:
+            return not bool((depends & ~_marked_rows((rows, *node.shape[1:]))).any())
+    return False
 
 
 def _require_equal_values(lowered: LoweredModel, graph: Graph, rows: int) -> None:
     """Every row's output is that of the graph of one sample, at random points with other rows beside it."""
     random = np.random.default_rng(0)
-    sample = lowered.graph.input_shape
-    points = np.concatenate(
-        [random.normal(size=(POINTS_TRIED, rows, *sample)), random.uniform(size=(POINTS_TRIED, rows, *sample))]
-    )
-    several = evaluate(graph, points).numpy().reshape(len(points) * rows, -1)
-    single = evaluate(lowered.graph, points.reshape(len(points) * rows, *sample)).numpy()
-    finite = np.isfinite(single)
-    if several.shape != single.shape or not finite.any():
-        raise _refused_output(lowered, "its values for several rows cannot be compared with those for one")
-    allowed = SAME * np.maximum(1.0, np.abs(np.where(finite, single, 0.0)).max(axis=1, keepdims=True))
-    same = np.where(finite, np.abs(several - single) <= allowed, ~np.isfinite(several))
-    if not same.all():
-        row = int(np.flatnonzero(~same.all(axis=1))[0]) % rows
-        raise _refused_output(lowered, f"row {row} of a batch of {rows} gets another answer than the same row alone")
+    shape = (1, rows, *lowered.graph.input_shape)
+    least, most = BATCHES_TRIED
+    entries = sum(math.prod(node.shape) for node in graph.nodes)
+    compared = False
+    for number in range(min(most, max(least, ENTRIES_TRIED // entries))):
+        # Half of them positive: a logarithm or a root is defined there.
+        batch = random.normal(size=shape) if number % 2 else random.uniform(size=shape)
+        several = evaluate(graph, batch).numpy().reshape(rows, -1)
+        single = evaluate(lowered.graph, batch[0]).numpy()
+        if several.shape != single.shape:
+            raise _refused_output(lowered, f"{several.shape[1]} entries per row in a batch of {rows}, not {single.shape[1]}")
+        finite = np.isfinite(single)
+        compared |= bool(finite.any())
+        allowed = SAME * np.maximum(1.0, np.abs(np.where(finite, single, 0.0)).max(axis=1, keepdims=True))
+        with np.errstate(invalid="ignore"):
+            same = np.where(finite, np.abs(several - single) <= allowed, ~np.isfinite(several))
+        if not same.all():
+            row = int(np.flatnonzero(~same.all(axis=1))[0])
+            raise _refused_output(
+                lowered, f"row {row} of a batch of {rows} gets another answer than the same row alone"
+            )
+    if not compared:
+        raise _refused_output(lowered, "it is not finite anywhere, so rows cannot be compared")
