@@ -7,6 +7,7 @@ The rows are gathered per point and padded to the batch's widest; finding that w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import torch
@@ -38,19 +39,16 @@ def bound_nodes(problem: Problem, refinement: Refinement | None) -> list[NodeBou
     """Bounds of every node of the graph, in order. Without a refinement: plain interval propagation."""
     graph = problem.graph
     linked = _linked(graph)
-    settled = _exact_by_intervals(problem)
     bounds: list[NodeBounds] = []
+    sweep = None if refinement is None else _Sweep(problem, refinement, bounds, _exact_by_intervals(problem))
     for index, node in enumerate(graph.nodes):
         if isinstance(node.op, SOURCES):
             bounds.append(NodeBounds(_given(problem, node.op)))
             continue
-        if refinement is not None:
+        if sweep is not None:
             for position in rule_for(node.op, node.name).operands(node.op, len(node.inputs)):
-                source = node.inputs[position]
-                # A curve's range over its refined argument is exact already.
-                if source not in settled and not isinstance(graph.nodes[source].op, (*SOURCES, ops.Elementwise)):
-                    _refine_for(problem, bounds, index, source, refinement)
-        bounds.append(_bound_node(problem, bounds, index, passes=refinement is not None and index in linked))
+                sweep.refine_operand(index, position)
+        bounds.append(_bound_node(problem, bounds, index, passes=sweep is not None and index in linked))
     return bounds
 
 
@@ -61,13 +59,69 @@ def refine_node(problem: Problem, bounds: list[NodeBounds], target: int, refinem
     return _refined(problem, bounds, target, everything, refinement)
 
 
-def _refine_for(problem: Problem, bounds: list[NodeBounds], consumer: int, source: int, refinement: Refinement) -> None:
-    """Tighten `source` in place in the sweep's own list, where the consumer's relaxation depends on it."""
-    node = problem.graph.nodes[consumer]
-    mask = rule_for(node.op).imprecise(node.op, *(bounds[i].interval for i in node.inputs))
-    if mask is not None:
-        interval = _refined(problem, bounds, source, mask, refinement)
-        bounds[source] = bounds[source].with_interval(interval)
+class _Sweep:
+    """One pass over the graph: `bounds` so far, tightened in place; `settled` need no refinement."""
+
+    def __init__(
+        self, problem: Problem, refinement: Refinement, bounds: list[NodeBounds], settled: AbstractSet[int]
+    ) -> None:
+        self._problem, self._refinement, self._bounds, self._settled = problem, refinement, bounds, settled
+        self._done: dict[int, Tensor] = {}
+
+    def refine_operand(self, consumer: int, position: int) -> None:
+        """Tighten one input of a node, which comes next in the sweep, where that node's relaxation depends on it.
+
+        What is refined is the node behind pure copies: of an entry that an `Expand` repeats, once is enough.
+        """
+        nodes, bounds = self._problem.graph.nodes, self._bounds
+        node = nodes[consumer]
+        source = node.inputs[position]
+        copies, origin = self._copies_behind(source)
+        # A curve's range over its refined argument is exact already.
+        if origin in self._settled or isinstance(nodes[origin].op, (*SOURCES, ops.Elementwise)):
+            return
+        mask = rule_for(node.op).imprecise(node.op, *(bounds[i].interval for i in node.inputs))
+        if mask is None:
+            return
+        for index in copies:
+            mask = self._before_copying(index, mask)
+        self._refine(origin, mask)
+        for index in reversed(copies):
+            inputs = [bounds[i].interval for i in nodes[index].inputs]
+            interval = rule_for(nodes[index].op).interval(nodes[index].op, self._problem.weights[index], *inputs)
+            bounds[index] = bounds[index].with_interval(interval)
+
+    def _refine(self, target: int, mask: Tensor) -> None:
+        """Refine the wanted entries that were not refined before: nothing a linear form passes has changed since."""
+        if self._bounds[target].interval.lower.shape[1] == 1:
+            mask = mask.any(1, keepdim=True)
+        done = self._done.get(target)
+        wanted = mask if done is None else mask & ~done
+        interval = _refined(self._problem, self._bounds, target, wanted, self._refinement)
+        self._bounds[target] = self._bounds[target].with_interval(interval)
+        self._done[target] = mask if done is None else mask | done
+
+    def _copies_behind(self, index: int) -> tuple[list[int], int]:
+        """The nodes from this one back that only copy entries, and the one they copy from."""
+        graph = self._problem.graph
+        copies = []
+        while _copies(graph, index):
+            copies.append(index)
+            (index,) = graph.nodes[index].inputs
+        return copies, index
+
+    def _before_copying(self, index: int, mask: Tensor) -> Tensor:
+        """Which entries of a copying node's input end up in the wanted entries of its output."""
+        graph, weights = self._problem.graph, self._problem.weights[index]
+        node = graph.nodes[index]
+        shape = graph.nodes[node.inputs[0]].shape
+        return affine_map(node.op).transpose(node.op, weights.full, mask.to(torch.float64), shape) != 0
+
+
+def _copies(graph: Graph, index: int) -> bool:
+    """Whether every entry of the node is an entry of its one input, or its negative, or constant."""
+    op, inputs = graph.nodes[index].op, graph.nodes[index].inputs
+    return is_affine_map(op) and affine_map(op).terms(op, graph.nodes[inputs[0]].shape) == 0
 
 
 def _bound_node(problem: Problem, bounds: Sequence[NodeBounds], index: int, *, passes: bool) -> NodeBounds:
@@ -90,8 +144,6 @@ def _refined(
 ) -> Interval:
     known = _per_point(bounds[target].interval, mask.shape[0])
     wanted = entries(mask, 2)
-    if known.lower.shape[1] == 1:
-        wanted = wanted.any(1, keepdim=True)
     widest = int(wanted.sum(-1).max())  # the one host read: the number of rows shapes the tensors
     if widest == 0:
         return known
