@@ -9,7 +9,11 @@ README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- operators: begin -->", "<!-- operators: end -->"
 
 FAMILIES = {
-    "lowering_linear": "affine and normalization",
+    "lowering_products": "matrix products",
+    "lowering_normalization": "normalization",
+    "lowering_softmax": "softmax",
+    "lowering_attention": "attention",
+    "lowering_recurrent": "recurrent",
     "lowering_spatial": "convolution and pooling",
     "lowering_selection": "selection",
     "lowering_resampling": "padding and resampling",

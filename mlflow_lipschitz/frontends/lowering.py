@@ -20,12 +20,16 @@ from mlflow_lipschitz.engine.ir.ops import Expand, Input, Reshape, Select
 from mlflow_lipschitz.errors import UnsupportedOperator
 from mlflow_lipschitz.frontends import (
     lowering_arithmetic,
+    lowering_attention,
     lowering_elementwise,
-    lowering_linear,
     lowering_ml,
+    lowering_normalization,
+    lowering_products,
+    lowering_recurrent,
     lowering_resampling,
     lowering_selection,
     lowering_shape,
+    lowering_softmax,
     lowering_spatial,
 )
 from mlflow_lipschitz.frontends.constants import as_constant, fold
@@ -55,7 +59,11 @@ def _table(*families: tuple[str, Mapping[str, Any]]) -> dict[tuple[str, str], Ro
 
 TABLE = _table(
     ("", lowering_arithmetic.ROWS),
-    ("", lowering_linear.ROWS),
+    ("", lowering_products.ROWS),
+    ("", lowering_normalization.ROWS),
+    ("", lowering_softmax.ROWS),
+    ("", lowering_attention.ROWS),
+    ("", lowering_recurrent.ROWS),
     ("", lowering_spatial.ROWS),
     ("", lowering_selection.ROWS),
     ("", lowering_resampling.ROWS),
@@ -65,8 +73,6 @@ TABLE = _table(
 )
 
 REMEDIES = {
-    "Softmax": "export the model without its final softmax: its logits are what is certified",
-    "LogSoftmax": "export the model without its final log-softmax: its logits are what is certified",
     "ArgMax": "choose an output with scores instead of labels",
     "Sign": "a jump has no Lipschitz constant: replace it by a continuous function such as tanh",
     "ZipMap": lowering_ml.SCORES_REMEDY,
