@@ -21,11 +21,14 @@ from mlflow_lipschitz.errors import UnsupportedOperator
 from mlflow_lipschitz.frontends import (
     lowering_arithmetic,
     lowering_attention,
+    lowering_choice,
     lowering_elementwise,
+    lowering_indexing,
     lowering_ml,
     lowering_normalization,
     lowering_products,
     lowering_recurrent,
+    lowering_reductions,
     lowering_resampling,
     lowering_selection,
     lowering_shape,
@@ -42,6 +45,7 @@ from mlflow_lipschitz.frontends.preparation import (
     output_name,
     prepared,
 )
+from mlflow_lipschitz.frontends.remedies import REMEDIES
 from mlflow_lipschitz.frontends.row_independence import LoweredModel, require_independent_rows
 
 Row = Callable[[Call], "Value | tuple[Value | None, ...]"]
@@ -59,6 +63,8 @@ def _table(*families: tuple[str, Mapping[str, Any]]) -> dict[tuple[str, str], Ro
 
 TABLE = _table(
     ("", lowering_arithmetic.ROWS),
+    ("", lowering_reductions.ROWS),
+    ("", lowering_choice.ROWS),
     ("", lowering_products.ROWS),
     ("", lowering_normalization.ROWS),
     ("", lowering_softmax.ROWS),
@@ -68,16 +74,10 @@ TABLE = _table(
     ("", lowering_selection.ROWS),
     ("", lowering_resampling.ROWS),
     ("", lowering_shape.ROWS),
+    ("", lowering_indexing.ROWS),
     ("", lowering_elementwise.ROWS),
     ("ai.onnx.ml", lowering_ml.ROWS),
 )
-
-REMEDIES = {
-    "ArgMax": "choose an output with scores instead of labels",
-    "Sign": "a jump has no Lipschitz constant: replace it by a continuous function such as tanh",
-    "ZipMap": lowering_ml.SCORES_REMEDY,
-    "Normalizer": lowering_ml.SCORES_REMEDY,
-}
 
 
 def lower(model: onnx.ModelProto, output: str | int | None = None) -> Graph:

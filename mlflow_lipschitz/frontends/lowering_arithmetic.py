@@ -1,14 +1,20 @@
-"""Lowering of arithmetic: sums, differences, products and quotients, of constants and of variables, and reductions."""
+"""Lowering of arithmetic: sums, differences, products, quotients and powers, of constants and of variables.
+
+Constants of minus infinity are attention masks: they do not enter the arithmetic, but are noted on the variable.
+"""
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 
 import numpy as np
 
+from mlflow_lipschitz.engine.ir.ops import Elementwise
 from mlflow_lipschitz.frontends.lowering_context import Call, Value, Variable
+from mlflow_lipschitz.frontends.values import split_mask
 
 MINUS = np.array(-1.0)
+LEAST_MASK_SCALE = 1e-3  # a mask times at least this is still far below anything that exp does not round to 0
 
 
 def _operands(call: Call) -> tuple[Value, Value]:
@@ -19,63 +25,122 @@ def _operands(call: Call) -> tuple[Value, Value]:
 
 
 def lower_add(call: Call) -> Variable:
-    a, b = _operands(call)
-    if isinstance(a, Variable) and isinstance(b, Variable):
-        return call.add(a, b)
-    if isinstance(a, Variable):
-        return call.scale_shift(a, None, np.asarray(b))
-    return call.scale_shift(call.variable(1), None, a)
+    return add(call, *_operands(call))
+
+
+def add(call: Call, a: Value, b: Value) -> Variable:
+    """Sum of two values, at least one of them a variable; what is masked in either is masked in the sum."""
+    if not isinstance(a, Variable):
+        a, b = b, a
+    assert isinstance(a, Variable)
+    if isinstance(b, Variable):
+        bare = replace(a, masked=None), replace(b, masked=None)
+        return _masked(call, call.add(*bare), a.masked, b.masked)
+    numbers, mask = split_mask(np.asarray(b))
+    if mask is not None and not numbers.any():
+        return _masked(call, call.expand(a, call.broadcast(a.shape, mask.shape)), mask)
+    bare_a = a if a.masked is None else replace(a, masked=None)
+    return _masked(call, call.scale_shift(bare_a, None, numbers), a.masked, mask)
+
+
+def _masked(call: Call, x: Variable, *masks: np.ndarray | None) -> Variable:
+    for mask in masks:
+        x = call.mask(x, mask)
+    return x
 
 
 def lower_sub(call: Call) -> Variable:
     a, b = _operands(call)
-    if isinstance(a, Variable) and isinstance(b, Variable):
-        return call.subtract(a, b)
-    if isinstance(a, Variable):
-        return call.scale_shift(a, None, -np.asarray(b))
-    return call.scale_shift(call.variable(1), MINUS, a)
+    if isinstance(b, Variable):
+        return call.subtract(a, b) if isinstance(a, Variable) else call.scale_shift(b, MINUS, a)
+    return add(call, a, -b)
 
 
 def lower_mul(call: Call) -> Variable:
     a, b = _operands(call)
     if isinstance(a, Variable) and isinstance(b, Variable):
         return call.multiply(a, b)
-    if isinstance(a, Variable):
-        return call.scale_shift(a, np.asarray(b), None)
-    return call.scale_shift(call.variable(1), a, None)
+    return _scaled(call, a, np.asarray(b)) if isinstance(a, Variable) else _scaled(call, call.variable(1), a)
+
+
+def _scaled(call: Call, x: Variable, factor: np.ndarray) -> Variable:
+    if x.masked is not None and np.all(factor >= LEAST_MASK_SCALE) and np.all(np.isfinite(factor)):
+        return call.mask(call.scale_shift(replace(x, masked=None), factor, None), x.masked)
+    return x if factor.ndim == 0 and factor == 1 else call.scale_shift(x, factor, None)
 
 
 def lower_div(call: Call) -> Variable:
-    _, b = _operands(call)
+    a, b = _operands(call)
     if isinstance(b, Variable):
-        call.refuse("it divides by a value that depends on the model's input", "divide by constants only")
+        quotient = reciprocal(call, b)
+        if isinstance(a, Variable):
+            return call.multiply(a, quotient)
+        return quotient if a.ndim == 0 and a == 1 else call.scale_shift(quotient, a, None)
     if np.any(b == 0):
         call.refuse("it divides by zero")
-    return call.scale_shift(call.variable(), np.asarray(1.0 / b), None)
+    return _scaled(call, call.variable(), np.asarray(1.0 / b))
+
+
+def reciprocal(call: Call, x: Variable) -> Variable:
+    """1 / x; of a root it is one curve, x ** (-1/2), which is tighter than two."""
+    producer = call.builder.node(x.index)
+    if isinstance(producer.op, Elementwise) and producer.op.curve == "sqrt":
+        (source,) = producer.inputs
+        return call.curve("power", Variable(source, call.builder.shape(source)), 1.0, -0.5)
+    return call.curve("reciprocal", x)
 
 
 def lower_neg(call: Call) -> Variable:
     return call.scale_shift(call.variable(), MINUS, None)
 
 
-def reduced_axes(call: Call, rank: int) -> tuple[int, ...]:
-    """The axes that a Reduce operator of any opset sums over; none where it is told to do nothing."""
-    axes = call.integers(1, "axes")
-    if axes:
-        return call.axes(axes, rank)
-    return () if call.attribute("noop_with_empty_axes", 0) else tuple(range(rank))
+def lower_pow(call: Call) -> Variable:
+    """x ** p for a constant p, b ** x for a constant b > 0, and x ** y for x > 0 as exp(y log x)."""
+    base, exponent = _operands(call)
+    if isinstance(exponent, Variable):
+        return _exponential(call, base, exponent)
+    x, powers = call.variable(), np.unique(np.asarray(exponent, dtype=np.float64))
+    if powers.size != 1:
+        call.refuse("its exponents differ from entry to entry", "raise to one constant power at a time")
+    x = call.expand(x, call.broadcast(x.shape, np.shape(exponent)))
+    return power(call, x, float(powers[0]))
 
 
-def lower_reduce_sum(call: Call) -> Variable:
-    x = call.variable()
-    return call.sum(x, reduced_axes(call, len(x.shape)), keepdims=bool(call.attribute("keepdims", 1)))
+def power(call: Call, x: Variable, exponent: float) -> Variable:
+    """x to a constant power, by its own curve where it has one."""
+    if exponent == 0.0:
+        return call.scale_shift(x, np.array(0.0), np.array(1.0))
+    if exponent == 1.0:
+        return x
+    if exponent == -1.0:
+        return reciprocal(call, x)
+    named = {2.0: "square", 0.5: "sqrt"}.get(exponent)
+    return call.curve(named, x) if named else call.curve("power", x, 1.0, exponent)
 
 
-def lower_reduce_mean(call: Call) -> Variable:
-    x = call.variable()
-    count = math.prod(x.shape[a] for a in reduced_axes(call, len(x.shape)))
-    y = lower_reduce_sum(call)
-    return y if count == 1 else call.scale_shift(y, np.array(1.0 / count), None)
+def _exponential(call: Call, base: Value, exponent: Variable) -> Variable:
+    if isinstance(base, Variable):
+        return call.curve("exp", call.multiply(call.curve("log", base), exponent))
+    if np.any(base <= 0):
+        call.refuse("it raises a number that is not positive to a variable power", "raise positive numbers only")
+    return call.curve("exp", call.scale_shift(exponent, np.asarray(np.log(base.astype(np.float64))), None))
+
+
+def lower_sum(call: Call) -> Variable:
+    values = [value for value in call.inputs if value is not None]
+    variables = [value for value in values if isinstance(value, Variable)]
+    constants = [value for value in values if isinstance(value, np.ndarray)]
+    total = variables[0]
+    for value in variables[1:]:
+        total = add(call, total, value)
+    for constant in constants:
+        total = add(call, total, constant)
+    return total
+
+
+def lower_mean(call: Call) -> Variable:
+    count = len([value for value in call.inputs if value is not None])
+    return _scaled(call, lower_sum(call), np.array(1.0 / count))
 
 
 ROWS = {
@@ -84,6 +149,8 @@ ROWS = {
     "Mul": lower_mul,
     "Div": lower_div,
     "Neg": lower_neg,
-    "ReduceSum": lower_reduce_sum,
-    "ReduceMean": lower_reduce_mean,
+    "Pow": lower_pow,
+    "Reciprocal": lambda call: reciprocal(call, call.variable()),
+    "Sum": lower_sum,
+    "Mean": lower_mean,
 }

@@ -159,6 +159,13 @@ class Call(_NodeInputs):
             self.refuse("it computes with a mask of minus infinity", MASK_REMEDY)
         return Variable(index, self.builder.shape(index), masked)
 
+    def mask(self, x: Variable, mask: np.ndarray | None) -> Variable:
+        """x with minus infinity where `mask`, which broadcasts to its shape, is True; as it is where `mask` is None."""
+        if mask is None:
+            return x
+        masked = np.broadcast_to(mask, x.shape)
+        return replace(x, masked=masked if x.masked is None else masked | x.masked)
+
     def reshape(self, x: Variable, shape: Shape) -> Variable:
         """The entries of x in another shape. A reshape of a reshape is one; a reshape back is none."""
         producer = self.builder.node(x.index)

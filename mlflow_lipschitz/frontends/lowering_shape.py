@@ -123,17 +123,6 @@ def lower_sequence_at(call: Call) -> Variable:
     return pieces.items[position]
 
 
-def lower_gather(call: Call) -> Variable:
-    x = call.variable()
-    indices = call.constant(1, "the indices")
-    axis = call.axis(call.attribute("axis", 0), len(x.shape))
-    length = x.shape[axis]
-    if np.any(indices < -length) or np.any(indices >= length):
-        call.refuse(f"an index is outside the axis of length {length}")
-    picked = call.select(x, axis, [int(i) % length for i in indices.reshape(-1)])
-    return call.reshape(picked, (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
-
-
 def lower_concat(call: Call) -> Variable:
     given = [call.input(position) for position in range(len(call.inputs))]
     values: list[Value] = [value for value in given if value is not None]
@@ -180,6 +169,5 @@ ROWS = {
     "Split": lower_split,
     "SplitToSequence": lower_split_to_sequence,
     "SequenceAt": lower_sequence_at,
-    "Gather": lower_gather,
     "Concat": lower_concat,
 }

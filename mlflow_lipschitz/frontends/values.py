@@ -62,6 +62,13 @@ def node_name(node: onnx.NodeProto) -> str:
     return str(node.name or (node.output[0] if node.output else ""))
 
 
+def split_mask(constant: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """A constant as its numbers, 0 where it masks, and the mask: True at minus infinity and near it; None where nowhere."""
+    if constant.dtype.kind != "f" or not np.any(masked := constant <= MASKED_BELOW):
+        return constant, None
+    return np.where(masked, 0.0, constant), masked
+
+
 def mask_after(op: Op, masks: list[np.ndarray | None], shapes: list[Shape]) -> np.ndarray | None:
     """Where the result of a copying op is masked. Raises TypeError when the op computes with what it reads."""
     if all(mask is None for mask in masks):
