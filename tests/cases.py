@@ -224,6 +224,19 @@ CASES: dict[str, Build] = {
     "power, fractional": _above_zero("power", 2.0, 1.3),
 }
 
+# Values are bounded; there is no derivative.
+JUMPS: dict[str, Build] = {
+    "rounding": _one(lambda rng, shape: ops.Rounding(ops.frozen_array(0.25))),
+    "rounding per entry": _one(lambda rng, shape: ops.Rounding(ops.frozen_array([0.25, 0.5, 1.0, 0.1]))),
+    "rounding of a curve": _around(
+        lambda rng, builder, x: builder.add(
+            ops.Rounding(ops.frozen_array(0.3)), builder.add(ops.Elementwise("tanh"), x)
+        )
+    ),
+}
+DIFFERENTIABLE = dict(CASES)
+CASES.update(JUMPS)
+
 RADII = (0.0, 2.0**-20, 0.125, 1.0, 8.0)
 
 

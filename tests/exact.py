@@ -95,6 +95,9 @@ def _apply(node: Node, xs: list[np.ndarray], exact: Callable[[Any], Any], side: 
         case ops.Maximum():
             wins = np.vectorize(lambda a, b: a.value > b.value or (a.value == b.value and bool(side)))
             return np.where(wins(xs[0], xs[1]), xs[0], xs[1])
+        case ops.Rounding():
+            nearest = np.vectorize(lambda d, step: Dual(_rounded(d.value / step) * step, d.gradient * 0))
+            return nearest(x, np.broadcast_to(lift(op.step), x.shape))
         case ops.Elementwise():
             curve = np.vectorize(lambda d: _curve(op, d, exact, side), otypes=[object])
             return curve(x)
@@ -172,6 +175,10 @@ def _convolve_transposed(
             padded[source] = padded[source] + row[to] * weight[index]
         rows.append(padded[(..., *(slice(a, n + a) for n, (a, _) in zip(shape[1 - axes :], op.padding, strict=True)))])
     return np.stack(rows).reshape(shape)
+
+
+def _rounded(number: Any) -> Any:
+    return Fraction(round(number)) if isinstance(number, Fraction) else mpmath.nint(number)
 
 
 def _curve(op: ops.Elementwise, d: Dual, exact: Callable[[Any], Any], side: int) -> Dual:

@@ -2,6 +2,7 @@
 
 A radius r is certified when every margin f_y − f_j stays positive over the ball, either by bounding the margin itself or
 because margin(x₀) > r · L(r), with L the margin's local Lipschitz constant over that ball (Hein & Andriushchenko, NeurIPS 2017).
+A model that cannot be differentiated has only the first of the two.
 Radii are searched in a batch: each round tests a grid between the largest certified and the smallest refused one.
 """
 
@@ -32,8 +33,8 @@ from mlflow_lipschitz.engine.ir.graph import Graph
 from mlflow_lipschitz.engine.propagation.backward import upper_bounds
 from mlflow_lipschitz.engine.propagation.pre_activation import Refinement, bound_nodes
 from mlflow_lipschitz.engine.propagation.problem import Problem
-from mlflow_lipschitz.engine.transforms.objectives import flat_output
-from mlflow_lipschitz.errors import InvalidRegion, UsageError
+from mlflow_lipschitz.engine.transforms.objectives import flat_output, gradient_graph
+from mlflow_lipschitz.errors import InvalidRegion, UnsupportedOperator, UsageError
 
 _GRID = 8  # radii per point and round
 _STRETCH = (1.02, 1.1, 1.3, 2.0)  # of the radius the margin bound certified, tried with the Lipschitz bound
@@ -148,18 +149,28 @@ def _in_portions(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     count = ball.center.shape[0]
     radius, margin, wrong = np.zeros(count), np.full(count, -np.inf), np.zeros(count, dtype=bool)
-    refinement = Refinement(chunk_size)
+    refinement, sloped = Refinement(chunk_size), _has_slope(problem.graph)
     for first, last in portions(count, max(1, chunk_size // (8 * _GRID))):
         part, own_rows = problem.with_rows(first, last), rows[first:last]
         at_center = _margin_lower(part, own_rows, refinement)
         by_margin = partial(_safe_by_margin, part, ball.rows(first, last), own_rows, refinement)
         best = largest_certified(by_margin, last - first, max_radius)
-        by_slope = partial(_safe_by_lipschitz, part, ball.rows(first, last), own_rows, at_center, refinement)
-        best = torch.maximum(best, _stretched(by_slope, best, max_radius))
+        if sloped:
+            by_slope = partial(_safe_by_lipschitz, part, ball.rows(first, last), own_rows, at_center, refinement)
+            best = torch.maximum(best, _stretched(by_slope, best, max_radius))
         radius[first:last], margin[first:last] = best.numpy(), at_center.amin(-1).cpu().numpy()
         # Margins are bounded from below; only a bound from above can show that the label is wrong.
         wrong[first:last] = (-_margin_lower(part, -own_rows, refinement) <= 0).any(-1).cpu().numpy()
     return radius, margin, wrong
+
+
+def _has_slope(graph: Graph) -> bool:
+    """Whether the graph can be differentiated; a model that rounds its activations cannot."""
+    try:
+        gradient_graph(graph)
+    except UnsupportedOperator:
+        return False
+    return True
 
 
 def _safe_by_margin(problem: Problem, ball: _Ball, rows: Tensor, refinement: Refinement, radii: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from tests.exact import value_and_jacobian
 seeds = st.integers(0, 2**32 - 1)
 radii = st.sampled_from(cases.RADII)
 rows = pytest.mark.parametrize("name", cases.CASES)
+differentiable_rows = pytest.mark.parametrize("name", cases.DIFFERENTIABLE)
 
 
 def inside(box: Box, row: int, seed: int, count: int = 6) -> np.ndarray:
@@ -45,7 +46,7 @@ def test_values_lie_within_their_intervals(name: str, seed: int, radius: float) 
             properties.values_lie_within(graph, tight.lower[row, 0].numpy(), tight.upper[row, 0].numpy(), point)
 
 
-@rows
+@differentiable_rows
 @given(seed=seeds, radius=radii)
 def test_derivatives_lie_within_their_bounds(name: str, seed: int, radius: float) -> None:
     graph, points = cases.draw(name, seed)
@@ -56,7 +57,7 @@ def test_derivatives_lie_within_their_bounds(name: str, seed: int, radius: float
             properties.derivatives_lie_within(graph, certificate, row, point)
 
 
-@rows
+@differentiable_rows
 @given(seed=seeds, radius=radii, norm=st.sampled_from(["linf", "l2", "l1"]))
 def test_lipschitz_constants_are_not_exceeded(name: str, seed: int, radius: float, norm: str) -> None:
     graph, points = cases.draw(name, seed)
@@ -69,7 +70,7 @@ def test_lipschitz_constants_are_not_exceeded(name: str, seed: int, radius: floa
             properties.lipschitz_is_not_exceeded(graph, certificate, row, point)
 
 
-@rows
+@differentiable_rows
 @given(seed=seeds)
 def test_evaluation_and_derivative_are_the_exact_ones_at_smooth_points(name: str, seed: int) -> None:
     graph, points = cases.draw(name, seed)

@@ -164,6 +164,21 @@ class Elementwise(Op):
 
 
 @dataclass(frozen=True, eq=False)
+class Rounding(Op):
+    """round(x / step) * step, ties to even: between x − step / 2 and x + step / 2. Positive steps that broadcast to x."""
+
+    step: np.ndarray
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        (shape,) = shapes
+        require(np.broadcast_shapes(self.step.shape, shape) == shape, f"steps {self.step.shape} on {shape}")
+        require(
+            bool((np.isfinite(self.step) & (self.step > 0)).all()), "a step to round to must be positive and finite"
+        )
+        return shape
+
+
+@dataclass(frozen=True, eq=False)
 class Reshape(Op):
     """Same entries in the same order, another shape."""
 

@@ -10,6 +10,7 @@ from mlflow_lipschitz.engine.rules.elementwise import ElementwiseRule, supported
 from mlflow_lipschitz.engine.rules.maximum import MaximumRule, RemainderRule
 from mlflow_lipschitz.engine.rules.product import MultiplyRule
 from mlflow_lipschitz.engine.rules.protocol import Rule
+from mlflow_lipschitz.engine.rules.quantization import RoundingRule
 from mlflow_lipschitz.errors import UnsupportedOperator
 
 RULES: dict[type[Op], Rule] = {
@@ -20,6 +21,7 @@ RULES: dict[type[Op], Rule] = {
     ops.Maximum: MaximumRule(),
     ops.Multiply: MultiplyRule(),
     ops.Remainder: RemainderRule(),
+    ops.Rounding: RoundingRule(),
 }
 
 # The two ops that are given, not computed; propagation reads them from the region and the objective.
@@ -39,7 +41,7 @@ def rule_for(op: Op, name: str = "") -> Rule:
 
 
 def is_supported(op: Op) -> bool:
-    """Whether values and derivatives of the op can be bounded."""
+    """Whether values of the op can be bounded, and its derivatives where it has any."""
     if isinstance(op, ops.Elementwise):
         return supported_curve(op)
     return type(op) in RULES or isinstance(op, SOURCES)

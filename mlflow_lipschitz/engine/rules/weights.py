@@ -36,7 +36,7 @@ def weights_of(graph: Graph, device: torch.device) -> tuple[Weights, ...]:
 
 
 def _weights(op: Op, device: torch.device) -> Weights:
-    weight, bias = getattr(op, "weight", getattr(op, "scale", None)), getattr(op, "bias", getattr(op, "shift", None))
+    weight, bias = _first(op, "weight", "scale", "step"), _first(op, "bias", "shift")
     constant = None if bias is None else _tensor(bias, device)
     if weight is None:
         return Weights(bias=constant)
@@ -46,6 +46,10 @@ def _weights(op: Op, device: torch.device) -> Weights:
         torch.where(size == 0, torch.inf, size).amin() if size.numel() else torch.tensor(torch.inf, device=device)
     )
     return Weights(full, full.clamp(min=0), full.clamp(max=0), smallest, constant)
+
+
+def _first(op: Op, *names: str) -> np.ndarray | None:
+    return next((getattr(op, name) for name in names if hasattr(op, name)), None)
 
 
 def _tensor(array: np.ndarray, device: torch.device) -> Tensor:
