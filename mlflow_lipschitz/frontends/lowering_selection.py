@@ -103,7 +103,7 @@ def lower_max(call: Call) -> Variable:
 
 def lower_min(call: Call) -> Variable:
     given = [call.input(position) for position in range(len(call.inputs))]
-    constants = [-value for value in given if isinstance(value, np.ndarray)]
+    constants = [np.asarray(-value) for value in given if isinstance(value, np.ndarray)]
     largest = _largest_of(call, [negative(call, value) for value in given if isinstance(value, Variable)])
     return negative(call, _at_least(call, largest, constants))
 
@@ -120,7 +120,7 @@ def _at_least(call: Call, x: Variable, floors: list[np.ndarray]) -> Variable:
     """max(x, c) = c + relu(x − c) for the largest c of several constants; x itself where c is no limit."""
     if not floors:
         return x
-    shape = call.broadcast(x.shape, *(floor.shape for floor in floors))
+    shape = call.broadcast(x.shape, *(np.shape(floor) for floor in floors))
     floor = np.maximum.reduce([np.broadcast_to(np.asarray(c, dtype=np.float64), shape) for c in floors])
     if np.all(floor <= LOWEST):
         return call.expand(x, shape)
@@ -129,8 +129,9 @@ def _at_least(call: Call, x: Variable, floors: list[np.ndarray]) -> Variable:
     x = unmasked(call, call.expand(x, shape))
     if not np.any(floor):
         return call.curve("relu", x)
-    smallest = floor.reshape(-1)[:1].reshape(()) if np.all(floor == floor.flat[0]) else floor
-    return call.scale_shift(call.curve("relu", call.scale_shift(x, None, -smallest)), None, smallest)
+    shift = np.asarray(floor.flat[0]) if np.all(floor == floor.flat[0]) else floor
+    excess = call.curve("relu", call.scale_shift(x, None, np.asarray(-shift)))
+    return call.scale_shift(excess, None, shift)
 
 
 def unmasked(call: Call, x: Variable) -> Variable:
