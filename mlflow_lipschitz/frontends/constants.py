@@ -26,7 +26,7 @@ def as_constant(array: np.ndarray) -> np.ndarray:
 
 
 def fold(call: Call) -> tuple[np.ndarray | None, ...] | None:
-    """Outputs of a node whose inputs are all constants, in the model's types; None when the operator is not known here.
+    """Outputs of a node whose inputs are all constants, in the model's types; None where its operator is no function.
 
     Raises:
         UnsupportedOperator: onnxruntime cannot compute it.
@@ -35,7 +35,7 @@ def fold(call: Call) -> tuple[np.ndarray | None, ...] | None:
         return _split(call)
     row = FOLDS.get(call.node.op_type)
     if row is None:
-        return _computed(call) if call.node.op_type in COMPUTED else None
+        return None if call.node.op_type in NOT_FOLDED else _computed(call)
     values = [call.input(position) for position, value in enumerate(call.inputs) if value is not None]
     return (np.asarray(row(call, *values)),)
 
@@ -73,6 +73,13 @@ def _constant_of_shape(call: Call, *_: np.ndarray) -> np.ndarray:
 
 def _shape(call: Call, x: np.ndarray) -> np.ndarray:
     return np.asarray(x.shape[call.attribute("start", 0) : call.attribute("end")], dtype=np.int64)
+
+
+def _dropout(call: Call, x: np.ndarray, *_: np.ndarray) -> np.ndarray:
+    """Of constants too, Dropout does nothing at inference."""
+    if call.input(2) is not None and np.any(call.constant(2, "the mode")):
+        call.refuse("it is in training mode", "put the model in evaluation mode (model.eval()) before exporting it")
+    return x
 
 
 def _gather(call: Call, x: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -123,6 +130,7 @@ FOLDS: dict[str, Callable[..., np.ndarray]] = {
     "Concat": lambda call, *values: np.concatenate(values, axis=call.attribute("axis", 0)),
     "Constant": _constant,
     "ConstantOfShape": _constant_of_shape,
+    "Dropout": _dropout,
     "Expand": _expand,
     "Flatten": _flatten,
     "Gather": _gather,
@@ -137,9 +145,10 @@ FOLDS: dict[str, Callable[..., np.ndarray]] = {
     "Unsqueeze": _unsqueeze,
 }
 
-# What onnxruntime computes.
-COMPUTED = (
-    "Abs", "Add", "And", "Cast", "Ceil", "Div", "Equal", "Exp", "Floor", "Greater", "GreaterOrEqual", "Less",
-    "LessOrEqual", "Log", "MatMul", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pow", "Range", "Reciprocal",
-    "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Sqrt", "Sub", "Where",
+# What is no function of its inputs, or makes no tensor. Everything else onnxruntime computes.
+NOT_FOLDED = (
+    "Bernoulli", "If", "Loop", "Multinomial", "Optional", "OptionalGetElement", "OptionalHasElement",
+    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Scan", "SequenceAt", "SequenceConstruct",
+    "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength", "SequenceMap", "SplitToSequence",
+    "ConcatFromSequence",
 )  # fmt: skip

@@ -53,7 +53,7 @@ def lower_sub(call: Call) -> Variable:
     a, b = _operands(call)
     if isinstance(b, Variable):
         return call.subtract(a, b) if isinstance(a, Variable) else call.scale_shift(b, MINUS, a)
-    return add(call, a, -b)
+    return add(call, a, np.asarray(-b))
 
 
 def lower_mul(call: Call) -> Variable:

@@ -203,13 +203,13 @@ class Call(_NodeInputs):
 
     def subtract(self, a: Variable, b: Variable) -> Variable:
         """Difference of two variables, broadcast; of a value and itself it is exactly 0."""
-        if a.index == b.index:
+        if _same(a, b):
             return self.scale_shift(a, np.array(0.0), None)
         return self.add(a, self.scale_shift(b, np.array(-1.0), None))
 
     def multiply(self, a: Variable, b: Variable) -> Variable:
         """Product of two variables, broadcast; of a value by itself it is the square."""
-        if a.index == b.index:
+        if _same(a, b):
             return self.curve("square", a)
         return self.emit(Multiply(), *self._alike(a, b))
 
@@ -261,6 +261,10 @@ class Call(_NodeInputs):
         bias = np.broadcast_to(_floats(shift).reshape(-1), (x.shape[channel],)).copy()
         sources = [Variable(i, self.builder.shape(i)) for i in self.builder.node(x.index).inputs]
         return self.emit(replace(op, bias=bias), *sources)
+
+
+def _same(a: Variable, b: Variable) -> bool:
+    return a.index == b.index and a.masked is None and b.masked is None
 
 
 def _floats(constant: np.ndarray | None) -> Any:

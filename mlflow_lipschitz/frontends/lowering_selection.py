@@ -97,7 +97,7 @@ def _largest_over(call: Call, x: Variable, axes: tuple[int, ...], *, keepdims: b
 def lower_max(call: Call) -> Variable:
     given = [call.input(position) for position in range(len(call.inputs))]
     constants = [value for value in given if isinstance(value, np.ndarray)]
-    largest = _largest_of(call, [value for value in given if isinstance(value, Variable)])
+    largest = _largest_of(call, [unmasked(call, value) for value in given if isinstance(value, Variable)])
     return _at_least(call, largest, constants)
 
 

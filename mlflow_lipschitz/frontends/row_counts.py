@@ -56,10 +56,25 @@ def require_the_same_for_every_length(
             continue
         reads_variable = any(isinstance(single.get(name), Variable) for name in node.input)
         for position, difference in enumerate(differences):
-            if not _allowed(node, position, difference, reads_variable=reads_variable):
+            allowed = _allowed(node, position, difference, reads_variable=reads_variable)
+            if not allowed and not (difference == "rows" and _beside_the_rows(node, position, single, several)):
                 raise refusal(node, DEPENDS_ON_ROWS, BATCH_REMEDY)
         if node.op_type in ("Div", "Equal") and "numbers" in differences and not reads_variable:
             _require_settled(node, *([np.asarray(values[name]) for name in node.input] for values in (single, several)))
+
+
+def _beside_the_rows(
+    node: onnx.NodeProto, position: int, single: Mapping[str, Value], several: Mapping[str, Value]
+) -> bool:
+    """Whether a Slice or a matrix product of constants leaves the axes alone along which there are equal rows."""
+    one, many = single[node.input[position]].shape, several[node.input[position]].shape
+    varying = [axis for axis, (a, b) in enumerate(zip(one, many, strict=True)) if a != b]
+    if node.op_type == "MatMul":
+        return len(one) > 1 and (len(one) - 1 if position == 0 else len(one) - 2) not in varying
+    if (node.op_type, position) != ("Slice", 0):
+        return False
+    left_one, left_many = (values[node.output[0]].shape for values in (single, several))
+    return all((left_one[axis], left_many[axis]) == (one[axis], many[axis]) for axis in varying)
 
 
 def _difference(one: Value | None, many: Value | None) -> Difference:

@@ -11,7 +11,7 @@ from mlflow_lipschitz.engine.ir.graph import GraphBuilder
 from mlflow_lipschitz.engine.ir.ops import Elementwise, Input, Multiply, Op
 from mlflow_lipschitz.engine.rules.registry import is_supported
 from mlflow_lipschitz.errors import UnsupportedOperator
-from mlflow_lipschitz.frontends.constants import COMPUTED, FOLDS
+from mlflow_lipschitz.frontends.constants import FOLDS
 from mlflow_lipschitz.frontends.lowering import TABLE, count_consumers, lower_node
 from mlflow_lipschitz.frontends.lowering_context import Call, Value, Variable
 from mlflow_lipschitz.frontends.lowering_elementwise import CURVES
@@ -113,7 +113,7 @@ class _Walk:
             self._values[name] = Variable(self._builder.add(Input(shape)), shape)
 
     def _judge_by_operator(self, node: onnx.NodeProto) -> NodeSupport:
-        if (node.domain, node.op_type) not in TABLE and node.op_type not in (*FOLDS, *COMPUTED, "Split", "Shape"):
+        if (node.domain, node.op_type) not in TABLE and node.op_type not in FOLDS:
             return _row(node, "unsupported", "no lowering for this operator")
         verdict: Verdict = "relaxed" if node.op_type in CURVES else "exact"
         return _row(node, verdict, "judged by its operator alone: it reads the output of an unsupported node")

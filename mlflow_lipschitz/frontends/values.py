@@ -64,7 +64,8 @@ def node_name(node: onnx.NodeProto) -> str:
 
 def split_mask(constant: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """A constant as its numbers, 0 where it masks, and the mask: True at minus infinity and near it; None where nowhere."""
-    if constant.dtype.kind != "f" or not np.any(masked := constant <= MASKED_BELOW):
+    masked = np.asarray(constant <= MASKED_BELOW)
+    if constant.dtype.kind != "f" or not masked.any():
         return constant, None
     return np.where(masked, 0.0, constant), masked
 

@@ -51,11 +51,21 @@ BRANCHES: dict[str, list[Any]] = {
     "Div of integers": [node("Div", "minus_seven two", "n"), TO_FLOAT],
     "Mod of integers": [node("Mod", "minus_seven two", "n"), TO_FLOAT],
     "Add that wraps": [node("Add", "byte byte", "n"), TO_FLOAT],
+    "CastLike": [node("CastLike", "two tenth", "c")],
+    "Trilu": [node("Trilu", "square", "t", upper=0), node("ReduceSum", "t", "c", keepdims=0)],
+    "ReduceL2": [node("ReduceL2", "square", "c", keepdims=0)],
+    "ReduceSumSquare": [node("ReduceSumSquare", "square", "c", keepdims=0)],
+    "CumSum": [node("CumSum", "square zero_i", "s"), node("ReduceMax", "s", "c", keepdims=0)],
+    "Einsum": [node("Einsum", "square square", "c", equation="ij,ij->")],
+    "Softmax": [node("Softmax", "square", "s"), node("ReduceMax", "s", "c", keepdims=0)],
+    "Dropout": [node("Dropout", "a half", "d"), node("Mul", "d half", "c")],
+    "TopK, the second output": [node("TopK", "square one_i", "v i"), node("ReduceSum", "i", "n", keepdims=0), TO_FLOAT],
     "Min and Max": [node("Max", "a k high", "m"), node("Min", "m ten", "c")],
 }
 MORE = {
     "many": single(200.7), "two": integers(2), "minus_seven": integers(-7), "pair": integers(1, 2),
     "byte": np.array([200], np.uint8), "zero_f": np.float32(0), "end_f": np.float32(0.3), "tenth_f": np.float32(0.1),
+    "square": np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32), "zero_i": np.array(0), "one_i": integers(1),
 }  # fmt: skip
 
 
