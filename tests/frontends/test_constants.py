@@ -58,7 +58,7 @@ BRANCHES: dict[str, list[Any]] = {
     "CumSum": [node("CumSum", "square zero_i", "s"), node("ReduceMax", "s", "c", keepdims=0)],
     "Einsum": [node("Einsum", "square square", "c", equation="ij,ij->")],
     "Softmax": [node("Softmax", "square", "s"), node("ReduceMax", "s", "c", keepdims=0)],
-    "Dropout": [node("Dropout", "a half", "d"), node("Mul", "d half", "c")],
+    "Dropout": [node("Dropout", "a", "d"), node("Mul", "d half", "c")],
     "TopK, the second output": [node("TopK", "square one_i", "v i"), node("ReduceSum", "i", "n", keepdims=0), TO_FLOAT],
     "Min and Max": [node("Max", "a k high", "m"), node("Min", "m ten", "c")],
 }
