@@ -178,7 +178,8 @@ def _served_entries(call: Call, axis: int) -> np.ndarray:
     """Which entries of an axis onnxruntime picks, seen from a tensor that holds their numbers."""
     shape = call.variable().shape
     numbers = np.arange(shape[axis], dtype=np.float32).reshape(-1, *(1,) * (len(shape) - axis - 1))
-    given = (value for value in call.inputs[1:] if not isinstance(value, Variable))
+    # onnxruntime takes a computed input for given, also where it is empty and opset 13 or later lets it be left out.
+    given = [None if value is None or (call.opset >= 13 and value.size == 0) else value for value in _constants(call)]
     constants = [v.astype(np.float32) if v is not None and v.dtype.kind == "f" else v for v in given]
     try:
         (result,) = run_node(call.node, [np.broadcast_to(numbers, shape).copy(), *constants], call.opset)
@@ -186,6 +187,11 @@ def _served_entries(call: Call, axis: int) -> np.ndarray:
         raise refusal(call.node, f"onnxruntime cannot compute it: {error}") from error
     assert result is not None
     return np.asarray(np.moveaxis(result, axis, 0).reshape(result.shape[axis], -1)[:, 0]).astype(int)
+
+
+def _constants(call: Call) -> list[np.ndarray | None]:
+    """The inputs behind the first, which have been read as constants."""
+    return [value if isinstance(value, np.ndarray) else None for value in call.inputs[1:]]
 
 
 def _extrapolated(call: Call, x: Variable, stretches: Sequence[Stretch]) -> Variable:

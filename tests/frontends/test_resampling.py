@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -106,6 +106,11 @@ def resize(
 def test_resizing_computes_what_onnxruntime_computes(mode: str, seed: int, opset: int) -> None:
     part, shape, constants = resize(np.random.default_rng(seed), mode, opset)
     model = make_model([part], shape, constants, opset=opset, batch=1, check=False)
+    try:
+        lower(model)
+    except UnsupportedOperator as error:
+        assume("decided by rounding in float32" not in error.reason)
+        raise
     assert_lowers_exactly(model, shape, seed)
 
 
