@@ -7,7 +7,6 @@ where the batch is free; that rows do not influence each other is proved on the 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -37,10 +36,10 @@ from mlflow_lipschitz.frontends import (
 )
 from mlflow_lipschitz.frontends.constants import as_constant, fold
 from mlflow_lipschitz.frontends.lowering_context import MASK_REMEDY, Call, Value, Variable, refusal
+from mlflow_lipschitz.frontends.node_order import computed_nodes, count_consumers, is_decided, needed_nodes
 from mlflow_lipschitz.frontends.preparation import (
     ModelInput,
     model_input,
-    needed_nodes,
     opset_of,
     output_name,
     prepared,
@@ -97,13 +96,14 @@ def lower(model: onnx.ModelProto, output: str | int | None = None) -> Graph:
         UsageError: no such output.
         AuditError: not a valid ONNX model.
     """
-    model = prepared(model)
+    model = prepared(model, TABLE)
     source, name = model_input(model), output_name(model, output)
     builder = GraphBuilder()
     values = lower_values(model, name, source, builder, _one_row(builder, source))
     graph = _finished(builder, values[name], name, source.batch)
     if source.batch != 1:
-        lowered = LoweredModel(needed_nodes(model.graph, name), name, source.batch, values, graph)
+        nodes = list(computed_nodes(needed_nodes(model.graph, name), values))
+        lowered = LoweredModel(nodes, name, source.batch, values, graph)
         require_independent_rows(lowered, lambda rows, start: lower_values(model, name, source, rows, start))
     return graph
 
@@ -126,8 +126,10 @@ def lower_values(
     """
     values: dict[str, Value] = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     values[source.name] = start
-    consumers = count_consumers(model)
-    for node in needed_nodes(model.graph, output):
+    consumers = count_consumers(model.graph)
+    for node in computed_nodes(needed_nodes(model.graph, output), values):
+        if is_decided(node, values):
+            continue
         inputs = tuple(_read(values, name, node) if name else None for name in node.input)
         call = Call(node, inputs, builder, consumers, opset_of(model))
         outputs = zip(node.output, lower_node(call), strict=False)
@@ -192,13 +194,6 @@ def _lowered_node(call: Call) -> tuple[Value | None, ...]:
         raise refusal(node, "no lowering for this operator", REMEDIES.get(node.op_type, ""))
     result = row(replace(call, inputs=tuple(as_constant(v) if isinstance(v, np.ndarray) else v for v in call.inputs)))
     return result if isinstance(result, tuple) else (result,)
-
-
-def count_consumers(model: onnx.ModelProto) -> Counter[str]:
-    """How many nodes and model outputs read each name."""
-    counts = Counter(name for node in model.graph.node for name in node.input)
-    counts.update(value.name for value in model.graph.output)
-    return counts
 
 
 def _domain(node: onnx.NodeProto) -> str:

@@ -80,22 +80,34 @@ def lower_expand(call: Call) -> Variable:
     return call.expand(x, call.broadcast(x.shape, call.integers(1, "shape") or ()))
 
 
-def lower_slice(call: Call) -> Variable:
+def lower_slice(call: Call) -> Value:
     x = call.variable()
     full = x.shape
     for axis, part in enumerate(resolved_slice(call, full)):
-        x = call.select(x, axis, range(*part.indices(full[axis])))
+        chosen = range(*part.indices(full[axis]))
+        if not chosen:
+            return _nothing(
+                tuple(len(range(*p.indices(n))) for p, n in zip(resolved_slice(call, full), full, strict=True))
+            )
+        x = call.select(x, axis, chosen)
     return x
 
 
-def lower_split(call: Call) -> tuple[Variable, ...]:
+def lower_split(call: Call) -> tuple[Value, ...]:
     x = call.variable()
     axis = call.axis(call.attribute("axis", 0), len(x.shape))
-    pieces, start = [], 0
+    pieces: list[Value] = []
+    start = 0
     for size in split_sizes(call, x.shape[axis]):
-        pieces.append(call.select(x, axis, range(start, start + size)))
+        empty = (*x.shape[:axis], 0, *x.shape[axis + 1 :])
+        pieces.append(call.select(x, axis, range(start, start + size)) if size else _nothing(empty))
         start += size
     return tuple(pieces)
+
+
+def _nothing(shape: Shape) -> np.ndarray:
+    """A tensor without entries, which depends on nothing. Definitions of operators split such pieces off."""
+    return np.zeros(shape, dtype=np.float32)
 
 
 def lower_split_to_sequence(call: Call) -> Pieces:
@@ -125,9 +137,9 @@ def lower_sequence_at(call: Call) -> Variable:
 
 def lower_concat(call: Call) -> Variable:
     given = [call.input(position) for position in range(len(call.inputs))]
-    values: list[Value] = [value for value in given if value is not None]
-    rank = next(len(v.shape) for v in values if isinstance(v, Variable))
+    rank = next(len(v.shape) for v in given if isinstance(v, Variable))
     axis = call.axis(call.attribute("axis", 0), rank)
+    values: list[Value] = [v for v in given if v is not None and (isinstance(v, Variable) or v.size)]
     variables = [v for v in values if isinstance(v, Variable)]
     joined = variables[0] if len(variables) == 1 else call.emit(Concat(axis), *variables)
     if len(variables) == len(values):

@@ -23,7 +23,7 @@ Difference = Literal["none", "numbers", "rows", "other"]
 # Operators that may read numbers c·nᵏ: those that move them, and those that make such numbers of them.
 _MOVE_NUMBERS = (
     "Cast", "Concat", "ConstantOfShape", "Expand", "Flatten", "Gather", "Identity", "ReduceProd", "Reshape",
-    "Shape", "Size", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where", "Mul", "Div", "Equal",
+    "Shape", "Size", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where", "Mul", "Div", "Equal",
 )  # fmt: skip
 # Operators that keep equal rows equal, however many there are.
 _KEEP_ROWS = (

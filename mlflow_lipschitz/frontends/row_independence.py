@@ -180,7 +180,9 @@ def _require_equal_values(lowered: LoweredModel, graph: Graph, rows: int) -> Non
         several = evaluate(graph, batch).numpy().reshape(rows, -1)
         single = evaluate(lowered.graph, batch[0]).numpy()
         if several.shape != single.shape:
-            raise _refused_output(lowered, f"{several.shape[1]} entries per row in a batch of {rows}, not {single.shape[1]}")
+            raise _refused_output(
+                lowered, f"{several.shape[1]} entries per row in a batch of {rows}, not {single.shape[1]}"
+            )
         finite = np.isfinite(single)
         compared |= bool(finite.any())
         allowed = SAME * np.maximum(1.0, np.abs(np.where(finite, single, 0.0)).max(axis=1, keepdims=True))

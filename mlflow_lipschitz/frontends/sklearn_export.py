@@ -20,7 +20,7 @@ from onnx import helper, numpy_helper
 
 from mlflow_lipschitz.errors import FidelityError, UnsupportedOperator, UsageError
 from mlflow_lipschitz.frontends.classification import CLASSES_KEY, probabilities_from
-from mlflow_lipschitz.frontends.preparation import needed_nodes
+from mlflow_lipschitz.frontends.node_order import needed_nodes
 from mlflow_lipschitz.frontends.referee import onnxruntime_session
 
 OPSETS = {"": 18, "ai.onnx.ml": 3}

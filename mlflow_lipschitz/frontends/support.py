@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,9 +13,10 @@ from mlflow_lipschitz.engine.ir.ops import Elementwise, Input, Multiply, Op
 from mlflow_lipschitz.engine.rules.registry import is_supported
 from mlflow_lipschitz.errors import UnsupportedOperator
 from mlflow_lipschitz.frontends.constants import FOLDS
-from mlflow_lipschitz.frontends.lowering import TABLE, count_consumers, lower_node
+from mlflow_lipschitz.frontends.lowering import TABLE, lower_node
 from mlflow_lipschitz.frontends.lowering_context import Call, Value, Variable
 from mlflow_lipschitz.frontends.lowering_elementwise import CURVES
+from mlflow_lipschitz.frontends.node_order import computed_nodes, count_consumers, is_decided
 from mlflow_lipschitz.frontends.origins import node_origin
 from mlflow_lipschitz.frontends.preparation import ModelInput, model_input, opset_of, prepared
 
@@ -47,13 +49,13 @@ def support_table(model: onnx.ModelProto) -> list[NodeSupport]:
     Raises:
         AuditError: not a valid ONNX model.
     """
-    model = prepared(model)
+    model = prepared(model, TABLE)
     try:
         source = model_input(model)
     except UnsupportedOperator as error:
         return [NodeSupport(error.node, error.operator, error.origin, "unsupported", f"{error.reason}. {error.remedy}")]
     walk = _Walk(model, source)
-    return [walk.judge(node) for node in model.graph.node]
+    return walk.judge_all(model.graph.node)
 
 
 class _Recorder(GraphBuilder):
@@ -76,7 +78,7 @@ class _Walk:
     """The values seen so far while the nodes are tried one after another."""
 
     def __init__(self, model: onnx.ModelProto, source: ModelInput) -> None:
-        self._opset, self._consumers = opset_of(model), count_consumers(model)
+        self._opset, self._consumers = opset_of(model), count_consumers(model.graph)
         self._builder = _Recorder()
         self._values: dict[str, Value] = {
             tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer
@@ -86,7 +88,12 @@ class _Walk:
         self._values[source.name] = Variable(self._builder.add(Input(whole)), whole)
         self._shapes = _inferred_shapes(model, rows)
 
-    def judge(self, node: onnx.NodeProto) -> NodeSupport:
+    def judge_all(self, nodes: Iterable[onnx.NodeProto]) -> list[NodeSupport]:
+        return [self._judge(node) for node in computed_nodes(nodes, self._values)]
+
+    def _judge(self, node: onnx.NodeProto) -> NodeSupport:
+        if is_decided(node, self._values):
+            return _row(node, "exact", "a constant chooses the branch, whose nodes follow")
         if any(name and name not in self._values for name in node.input):
             return self._judge_by_operator(node)
         inputs = tuple(self._values[name] if name else None for name in node.input)
