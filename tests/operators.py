@@ -19,6 +19,8 @@ FAMILIES = {
     "lowering_resampling": "padding and resampling",
     "lowering_arithmetic": "arithmetic",
     "lowering_elementwise": "curves",
+    "lowering_quantized": "quantized",
+    "lowering_microsoft": "quantized (com.microsoft)",
     "lowering_shape": "shape",
     "lowering_ml": "scikit-learn (ai.onnx.ml)",
 }

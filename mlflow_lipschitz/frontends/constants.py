@@ -2,7 +2,8 @@
 
 Exporters compute shapes this way, conditions, and some also weights. Constants keep the model's own types. What only moves
 entries is exact in any of them and done here; all arithmetic is onnxruntime's own, so that a comparison, a rounding or an
-integer division comes out as it does where the model is served. Weights that are not computed stay as they are stored.
+integer division comes out as it does where the model is served. Weights that are not computed stay as they are stored, and
+quantized weights are what their integers stand for.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from mlflow_lipschitz.frontends.lowering_context import Call, refusal
+from mlflow_lipschitz.frontends.quantization import dequantized
 from mlflow_lipschitz.frontends.referee import run_node
 from mlflow_lipschitz.frontends.slicing import resolved_slice, split_sizes
 
@@ -82,6 +84,13 @@ def _dropout(call: Call, x: np.ndarray, *_: np.ndarray) -> np.ndarray:
     return x
 
 
+def _dequantized(call: Call, *_: np.ndarray) -> np.ndarray:
+    """Without the rounding to the model's floats, except where these hold the result exactly."""
+    exact = np.asarray(dequantized(call, 0, int(call.attribute("axis", 1))))
+    rounded = exact.astype(call.constant(1, "the scale").dtype)
+    return rounded if np.array_equal(rounded.astype(np.float64), exact) else exact
+
+
 def _gather(call: Call, x: np.ndarray, indices: np.ndarray) -> np.ndarray:
     return np.asarray(np.take(x, indices, axis=call.attribute("axis", 0)))
 
@@ -130,6 +139,7 @@ FOLDS: dict[str, Callable[..., np.ndarray]] = {
     "Concat": lambda call, *values: np.concatenate(values, axis=call.attribute("axis", 0)),
     "Constant": _constant,
     "ConstantOfShape": _constant_of_shape,
+    "DequantizeLinear": _dequantized,
     "Dropout": _dropout,
     "Expand": _expand,
     "Flatten": _flatten,

@@ -23,9 +23,11 @@ from mlflow_lipschitz.frontends import (
     lowering_choice,
     lowering_elementwise,
     lowering_indexing,
+    lowering_microsoft,
     lowering_ml,
     lowering_normalization,
     lowering_products,
+    lowering_quantized,
     lowering_recurrent,
     lowering_reductions,
     lowering_resampling,
@@ -44,6 +46,7 @@ from mlflow_lipschitz.frontends.preparation import (
     output_name,
     prepared,
 )
+from mlflow_lipschitz.frontends.quantization import Quantized, handed_on
 from mlflow_lipschitz.frontends.remedies import REMEDIES
 from mlflow_lipschitz.frontends.row_independence import LoweredModel, require_independent_rows
 
@@ -75,8 +78,15 @@ TABLE = _table(
     ("", lowering_shape.ROWS),
     ("", lowering_indexing.ROWS),
     ("", lowering_elementwise.ROWS),
+    ("", lowering_quantized.ROWS),
+    ("com.microsoft", lowering_microsoft.ROWS),
     ("ai.onnx.ml", lowering_ml.ROWS),
 )
+
+# The rows that know quantized integers; all others may at most hand them on.
+_OF_INTEGERS = {("", name) for name in lowering_quantized.ROWS} | {
+    ("com.microsoft", name) for name in lowering_microsoft.ROWS
+}
 
 
 def lower(model: onnx.ModelProto, output: str | int | None = None) -> Graph:
@@ -134,11 +144,12 @@ def lower_values(
         call = Call(node, inputs, builder, consumers, opset_of(model))
         outputs = zip(node.output, lower_node(call), strict=False)
         values.update((name, value) for name, value in outputs if value is not None)
-    if not isinstance(values.get(output), Variable):
+    result = values.get(output)
+    if not isinstance(result, Variable) or isinstance(result, Quantized):
         raise UnsupportedOperator(
             "Output",
             output,
-            reason="it is a label or does not depend on the input",
+            reason="it is a label, holds quantized integers or does not depend on the input",
             remedy="choose an output with scores: the `output` argument takes its name or position",
         )
     return values
@@ -185,14 +196,18 @@ def lower_node(call: Call) -> tuple[Value | None, ...]:
 def _lowered_node(call: Call) -> tuple[Value | None, ...]:
     node = call.node
     if not any(isinstance(value, Variable) for value in call.inputs):
-        folded = fold(call) if _domain(node) == "" else None
+        folded = fold(call) if _domain(node) == "" or node.op_type == "DequantizeLinear" else None
         if folded is None:
             call.refuse("constants are not folded through this operator", "export the model with its constants folded")
         return folded
     row = TABLE.get((_domain(node), node.op_type))
     if row is None:
         raise refusal(node, "no lowering for this operator", REMEDIES.get(node.op_type, ""))
-    result = row(replace(call, inputs=tuple(as_constant(v) if isinstance(v, np.ndarray) else v for v in call.inputs)))
+    call = replace(call, inputs=tuple(as_constant(v) if isinstance(v, np.ndarray) else v for v in call.inputs))
+    integers = any(isinstance(value, Quantized) for value in call.inputs)
+    if integers and (_domain(node), node.op_type) not in _OF_INTEGERS:
+        return handed_on(call, row)
+    result = row(call)
     return result if isinstance(result, tuple) else (result,)
 
 

@@ -9,8 +9,11 @@ _CHOICE = "a condition on the data is a jump: where the function is continuous, 
 _ORDER = "what depends on the order of computed values jumps: choose an output that does not sort or pick by value"
 _BRANCH = "export the model with its conditions and loops decided: torch.export unrolls those that do not read the data"
 _RANDOM = "export the model for inference: what is audited must be a function"
+_DYNAMIC = "quantize it statically, with scales from calibration data, or audit the model as it was before quantization"
 
 REMEDIES = {
+    **dict.fromkeys(("ConvInteger", "MatMulInteger", "MatMulIntegerToFloat"), _DYNAMIC),
+    **dict.fromkeys(("DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul"), _DYNAMIC),
     **dict.fromkeys(("Sign", "Round", "Floor", "Ceil", "Mod", "Hardmax", "Binarizer"), _JUMP),
     **dict.fromkeys(
         ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "And", "Or", "Xor", "IsInf", "Compress"),

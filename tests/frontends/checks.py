@@ -67,19 +67,25 @@ def between_layers(
     )
 
 
+def value_bounds(graph: Graph, box: Box) -> tuple[np.ndarray, np.ndarray]:
+    """Certified lower and upper bounds of the graph's output, (points, *output shape)."""
+    problem = Problem.of(graph, box)
+    with torch.no_grad():
+        values = refine_node(problem, bound_nodes(problem, Refinement(7)), graph.output, Refinement(7))
+    return values.lower[:, 0].numpy(), values.upper[:, 0].numpy()
+
+
 def assert_bounds_hold(graph: Graph, seed: int, radius: float) -> None:
     """Certified values, derivatives and Lipschitz constants contain those at sampled points, in exact arithmetic."""
     rng = np.random.default_rng(seed)
     center = rng.integers(-8, 9, size=(1, *graph.input_shape)) / 8
     box = Box.around(center, radius)
-    problem = Problem.of(graph, box)
-    with torch.no_grad():
-        values = refine_node(problem, bound_nodes(problem, Refinement(7)), graph.output, Refinement(7))
+    low, high = value_bounds(graph, box)
     slopes = certify_monotonicity(graph, center, box, output=1, device="cpu")
     constant = certify_lipschitz(graph, center, box, device="cpu")
     lower_end, upper_end = box.lower[0].numpy(), box.upper[0].numpy()
     corner = np.where(rng.random(graph.input_shape) < 0.5, lower_end, upper_end)
     for point in (center[0], corner, lower_end + (upper_end - lower_end) * rng.random(graph.input_shape)):
-        properties.values_lie_within(graph, values.lower[0, 0].numpy(), values.upper[0, 0].numpy(), point)
+        properties.values_lie_within(graph, low[0], high[0], point)
         properties.derivatives_lie_within(graph, slopes, 0, point)
         properties.lipschitz_is_not_exceeded(graph, constant, 0, point)
