@@ -10,30 +10,11 @@ import math
 
 import numpy as np
 
-from mlflow_lipschitz.engine.ir import building
-from mlflow_lipschitz.frontends.lowering_context import Call, Variable, node_name
+from mlflow_lipschitz.frontends.lowering_context import Call, Variable
 from mlflow_lipschitz.frontends.windows import Track, pool_tracks, spatial_shape
 
 # No float32 lies beyond: where a model asks for the larger of a value and this, it means "no lower limit".
 LOWEST = float(np.finfo(np.float32).min)
-
-
-def maximum(call: Call, a: Variable, b: Variable) -> Variable:
-    """The larger of two variables, broadcast."""
-    full = call.broadcast(a.shape, b.shape)
-    a, b = unmasked(call, call.expand(a, full)), unmasked(call, call.expand(b, full))
-    return (
-        a
-        if a.index == b.index
-        else _value(call, building.maximum(call.builder, a.index, b.index, name=node_name(call.node)))
-    )
-
-
-def maximum_over(call: Call, x: Variable, axis: int) -> Variable:
-    """The largest entry along an axis, which is kept with length 1."""
-    if x.shape[axis] == 0:
-        call.refuse(f"axis {axis} has no entries")
-    return _value(call, building.maximum_over(call.builder, unmasked(call, x).index, axis, name=node_name(call.node)))
 
 
 def negative(call: Call, x: Variable) -> Variable:
@@ -60,7 +41,7 @@ def _largest_in_windows(call: Call, x: Variable, axis: int, track: Track) -> Var
     if size == 1:
         return gathered
     stacked = call.reshape(gathered, (*x.shape[:axis], size, track.count, *x.shape[axis + 1 :]))
-    return call.reshape(maximum_over(call, stacked, axis), (*x.shape[:axis], track.count, *x.shape[axis + 1 :]))
+    return call.reshape(call.maximum_over(stacked, axis), (*x.shape[:axis], track.count, *x.shape[axis + 1 :]))
 
 
 def lower_global_max_pool(call: Call) -> Variable:
@@ -90,14 +71,14 @@ def _largest_over(call: Call, x: Variable, axes: tuple[int, ...], *, keepdims: b
     kept = [axis for axis in range(len(x.shape)) if axis not in axes]
     size = math.prod(x.shape[axis] for axis in axes)
     lined = call.reshape(call.transpose(x, (*kept, *axes)), (*(x.shape[axis] for axis in kept), size))
-    largest = maximum_over(call, lined, len(kept))
+    largest = call.maximum_over(lined, len(kept))
     return call.reshape(largest, tuple(1 if a in axes else n for a, n in enumerate(x.shape) if keepdims or a in kept))
 
 
 def lower_max(call: Call) -> Variable:
     given = [call.input(position) for position in range(len(call.inputs))]
     constants = [value for value in given if isinstance(value, np.ndarray)]
-    largest = _largest_of(call, [unmasked(call, value) for value in given if isinstance(value, Variable)])
+    largest = _largest_of(call, [value for value in given if isinstance(value, Variable)])
     return _at_least(call, largest, constants)
 
 
@@ -110,9 +91,10 @@ def lower_min(call: Call) -> Variable:
 
 def _largest_of(call: Call, values: list[Variable]) -> Variable:
     """A tournament of any number of variables, each of which plays once."""
-    left = list({value.index: value for value in values}.values())
+    # A masked value has the node of the value without its mask; Call.maximum refuses it.
+    left = list({(value.index, value.masked is None): value for value in values}.values())
     while len(left) > 1:
-        left = [maximum(call, left[i], left[i + 1]) if i + 1 < len(left) else left[i] for i in range(0, len(left), 2)]
+        left = [call.maximum(left[i], left[i + 1]) if i + 1 < len(left) else left[i] for i in range(0, len(left), 2)]
     return left[0]
 
 
@@ -126,23 +108,12 @@ def _at_least(call: Call, x: Variable, floors: list[np.ndarray]) -> Variable:
         return call.expand(x, shape)
     if not np.all(np.isfinite(floor)) or np.any(floor <= LOWEST):
         call.refuse("some of its constants are infinite and some are not", "limit all entries, or none")
-    x = unmasked(call, call.expand(x, shape))
+    x = call.expand(x, shape)
     if not np.any(floor):
         return call.curve("relu", x)
     shift = np.asarray(floor.flat[0]) if np.all(floor == floor.flat[0]) else floor
     excess = call.curve("relu", call.scale_shift(x, None, np.asarray(-shift)))
     return call.scale_shift(excess, None, shift)
-
-
-def unmasked(call: Call, x: Variable) -> Variable:
-    """x, which must not be a masked attention score: its largest entry would be that of meaningless numbers."""
-    if x.masked is not None:
-        call.refuse("it computes with a mask of minus infinity", "apply the attention mask right before the softmax")
-    return x
-
-
-def _value(call: Call, index: int) -> Variable:
-    return Variable(index, call.builder.shape(index))
 
 
 ROWS = {

@@ -209,3 +209,12 @@ def test_positions_of_maxima_are_refused_where_they_are_read() -> None:
     nodes = [pool, node("MaxUnpool", "y i", "z", kernel_shape=[2], strides=[2])]
     with pytest.raises(UnsupportedOperator, match="positions of the maxima"):
         lower(make_model(nodes, (1, 4), outputs=("z",), check=False))
+
+
+def test_masked_scores_may_be_limited_from_far_below_and_not_compared() -> None:
+    mask = np.where(np.tril(np.ones((3, 3))) > 0, 0, -np.inf).astype(np.float32)
+    nodes = [node("Add", "x m", "h"), node("Max", "h c", "k"), node("Softmax", "k")]
+    assert_lowers_exactly(make_model(nodes, (3, 3), {"m": mask, "c": np.float32(np.finfo(np.float32).min)}), (3, 3))
+    for inputs in ("h x", "x h h"):
+        with pytest.raises(UnsupportedOperator, match="mask"):
+            lower(make_model([node("Add", "x m", "h"), node("Max", inputs)], (3, 3), {"m": mask}))
