@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+from collections.abc import Container
 from dataclasses import dataclass
 
 import onnx
-from onnx import inliner
+from onnx import helper, inliner
 
 from mlflow_lipschitz.errors import AuditError, UnsupportedOperator, UsageError
+from mlflow_lipschitz.frontends.constants import NOT_FOLDED
+from mlflow_lipschitz.frontends.remedies import REMEDIES
 from mlflow_lipschitz.frontends.values import Shape
 
 # Before operator set 7 arithmetic broadcast by attributes, and BatchNormalization and Dropout had other meanings. ONNX's own
 # version converter is no way out: it was seen to put the broadcast axis of an opset 6 Add in the wrong place.
 OLDEST_OPSET = 7
+# Refused as what they are, or evaluated as constants.
+_AS_THEY_ARE = (
+    *REMEDIES,
+    *NOT_FOLDED,
+    "BlackmanWindow",
+    "DynamicQuantizeLinear",
+    "HammingWindow",
+    "HannWindow",
+    "Range",
+)
 REAL_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
 
 
@@ -26,8 +41,10 @@ class ModelInput:
     batch: int | None
 
 
-def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A checked copy of `model` without local functions.
+def prepared(model: onnx.ModelProto, known: Container[tuple[str, str]] = ()) -> onnx.ModelProto:
+    """`model`, checked, without local functions.
+
+    Operators that are not among the `known` (domain, name) and that the standard defines by others are written out, too.
 
     Raises:
         AuditError: not a valid ONNX model.
@@ -44,7 +61,55 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
             reason=f"operator sets older than {OLDEST_OPSET} gave the same names other meanings",
             remedy="export the model again with opset 13 or later",
         )
-    return inliner.inline_local_functions(model) if model.functions else model
+    model = inliner.inline_local_functions(model) if model.functions else model
+    return _written_out(model, known)
+
+
+def _written_out(model: onnx.ModelProto, known: Container[tuple[str, str]]) -> onnx.ModelProto:
+    """The model with every operator replaced that the standard defines by others and that has no lowering itself."""
+    if "inline_schema_functions" not in inspect.signature(inliner.inline_selected_functions).parameters:
+        return model
+    while selected := _defined_by_others(model, known):
+        model = _with_all_types(model)
+        _spell_out_defaults(model, selected)
+        try:
+            model = inliner.inline_selected_functions(model, selected, inline_schema_functions=True)
+        except (
+            RuntimeError
+        ):  # the definition depends on a type or a shape that is not known: the node is refused as it is
+            return model
+    return model
+
+
+def _defined_by_others(model: onnx.ModelProto, known: Container[tuple[str, str]]) -> list[tuple[str, str]]:
+    found = set()
+    for node in model.graph.node:
+        if node.domain in ("", "ai.onnx") and ("", node.op_type) not in known and node.op_type not in _AS_THEY_ARE:
+            with contextlib.suppress(onnx.defs.SchemaError):
+                schema = onnx.defs.get_schema(node.op_type, opset_of(model), "")
+                if schema.has_function or schema.has_context_dependent_function:
+                    found.add((node.domain, node.op_type))
+    return sorted(found)
+
+
+def _spell_out_defaults(model: onnx.ModelProto, selected: list[tuple[str, str]]) -> None:
+    """Attributes that are left out get their default: the definitions were seen to be inlined without it."""
+    for node in model.graph.node:
+        if (node.domain, node.op_type) in selected:
+            present = {attribute.name for attribute in node.attribute}
+            schema = onnx.defs.get_schema(node.op_type, opset_of(model), "")
+            defaults = (attribute.default_value for name, attribute in schema.attributes.items() if name not in present)
+            node.attribute.extend(default for default in defaults if default.type != onnx.AttributeProto.UNDEFINED)
+
+
+def _with_all_types(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that declares the types of its initializers and, as far as they can be inferred, of everything between."""
+    known = onnx.shape_inference.infer_shapes(model)
+    declared = {value.name for value in (*known.graph.value_info, *known.graph.input)}
+    for tensor in known.graph.initializer:
+        if tensor.name not in declared:
+            known.graph.value_info.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return known
 
 
 def _without_deprecations(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -77,16 +142,6 @@ def output_name(model: onnx.ModelProto, output: str | int | None) -> str:
     if not isinstance(output, str) and -len(names) <= (output or 0) < len(names):
         return names[output or 0]
     raise UsageError(f"the model has no output {output!r}; it has {', '.join(names)}")
-
-
-def needed_nodes(graph: onnx.GraphProto, output: str) -> list[onnx.NodeProto]:
-    """Nodes that `output` depends on, in the graph's (topological) order."""
-    needed, nodes = {output}, []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            needed.update(name for name in node.input if name)
-            nodes.append(node)
-    return nodes[::-1]
 
 
 def opset_of(model: onnx.ModelProto) -> int:
