@@ -8,21 +8,25 @@ from pathlib import Path
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- operators: begin -->", "<!-- operators: end -->"
 
+# module: family, and how its bounds relate to what the operators do
 FAMILIES = {
-    "lowering_products": "matrix products",
-    "lowering_normalization": "normalization",
-    "lowering_softmax": "softmax",
-    "lowering_attention": "attention",
-    "lowering_recurrent": "recurrent",
-    "lowering_spatial": "convolution and pooling",
-    "lowering_selection": "selection",
-    "lowering_resampling": "padding and resampling",
-    "lowering_arithmetic": "arithmetic",
-    "lowering_elementwise": "curves",
-    "lowering_quantized": "quantized",
-    "lowering_microsoft": "quantized (com.microsoft)",
-    "lowering_shape": "shape",
-    "lowering_ml": "scikit-learn (ai.onnx.ml)",
+    "lowering_products": ("matrix products", "exact with a constant factor, else relaxed"),
+    "lowering_spatial": ("convolution and average pooling", "exact"),
+    "lowering_selection": ("selection", "exact where one entry is the largest, else relaxed"),
+    "lowering_arithmetic": ("arithmetic", "exact with constants; products, quotients and powers of variables relaxed"),
+    "lowering_reductions": ("reductions", "sums and means exact, others relaxed"),
+    "lowering_elementwise": ("curves", "exact where they are affine over the region, else relaxed"),
+    "lowering_normalization": ("normalization", "BatchNormalization exact, others relaxed"),
+    "lowering_softmax": ("softmax", "relaxed"),
+    "lowering_attention": ("attention", "relaxed"),
+    "lowering_recurrent": ("recurrent, unrolled", "relaxed"),
+    "lowering_shape": ("shape", "exact"),
+    "lowering_indexing": ("constant positions", "exact"),
+    "lowering_choice": ("constant conditions", "exact"),
+    "lowering_resampling": ("padding and resampling", "exact"),
+    "lowering_quantized": ("quantized", "weights exact, rounding between layers relaxed"),
+    "lowering_microsoft": ("quantized (com.microsoft)", "weights exact, rounding between layers relaxed"),
+    "lowering_ml": ("scikit-learn (ai.onnx.ml)", "exact"),
 }
 
 
@@ -30,10 +34,10 @@ def operator_table() -> str:
     """The table as Markdown, one line per family, operators by their ONNX names."""
     from importlib import import_module
 
-    lines = ["| family | ONNX operators |", "|---|---|"]
-    for module, title in FAMILIES.items():
+    lines = ["| family | ONNX operators | bounds |", "|---|---|---|"]
+    for module, (title, bounds) in FAMILIES.items():
         names = sorted(import_module(f"mlflow_lipschitz.frontends.{module}").ROWS)
-        lines.append(f"| {title} | {', '.join(names)} |")
+        lines.append(f"| {title} | {', '.join(names)} | {bounds} |")
     return "\n".join(lines)
 
 

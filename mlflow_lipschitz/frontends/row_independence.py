@@ -31,6 +31,11 @@ BATCHES_TRIED = (2, 16)  # random ones: at least and at most, as many as their e
 ENTRIES_TRIED = 1 << 22
 SAME = 1e-9  # two orders of summation of the same numbers differ by far less
 
+# Ops whose entries depend on the same entries of their operands; the last ones have their own composition as an operand.
+_OF_THE_SAME_ENTRY = (
+    ops.Add, ops.Multiply, ops.Elementwise, ops.Rounding, ops.Maximum, ops.Remainder, ops.LogSoftmax, ops.Normalized,
+)  # fmt: skip
+
 LowerRows = Callable[[GraphBuilder, Variable], Mapping[str, Value]]
 
 
@@ -152,9 +157,9 @@ def _marked_rows(shape: tuple[int, ...]) -> Tensor:
 def _of_any_operand(node: Node, inputs: list[Tensor]) -> Tensor:
     if isinstance(node.op, ops.Concat):
         return torch.cat(inputs, 1 + node.op.axis)
-    if all(tuple(x.shape[1:]) == node.shape for x in inputs):
+    if isinstance(node.op, _OF_THE_SAME_ENTRY):
         return torch.stack(inputs).any(0)
-    # An op that is not computed entry by entry: every entry of its result may depend on every entry of its operands.
+    # Of any other op every entry of the result may depend on every entry of the operands.
     whole = torch.stack([x.reshape(len(x), -1).any(1) for x in inputs]).any(0)
     return whole.reshape(-1, *(1,) * len(node.shape)).expand(-1, *node.shape)
 

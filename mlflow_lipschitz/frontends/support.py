@@ -4,29 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
+import numpy as np
 import onnx
 
 from mlflow_lipschitz.engine.ir.graph import GraphBuilder
-from mlflow_lipschitz.engine.ir.ops import Elementwise, Input, Multiply, Op
-from mlflow_lipschitz.engine.rules.registry import is_supported
+from mlflow_lipschitz.engine.ir.ops import Input, Op
 from mlflow_lipschitz.errors import UnsupportedOperator
 from mlflow_lipschitz.frontends.constants import FOLDS
-from mlflow_lipschitz.frontends.lowering import TABLE, lower_node
-from mlflow_lipschitz.frontends.lowering_context import Call, Value, Variable
-from mlflow_lipschitz.frontends.lowering_elementwise import CURVES
+from mlflow_lipschitz.frontends.lowering import TABLE, lower, lower_node
+from mlflow_lipschitz.frontends.lowering_context import Call, Value, Variable, node_name
 from mlflow_lipschitz.frontends.node_order import computed_nodes, count_consumers, is_decided
 from mlflow_lipschitz.frontends.origins import node_origin
 from mlflow_lipschitz.frontends.preparation import ModelInput, model_input, opset_of, prepared
-
-Verdict = Literal["exact", "relaxed", "unsupported"]
-
-NOTES: dict[Verdict, str] = {
-    "exact": "bounds pass through it without loss",
-    "relaxed": "enclosed by linear bounds; exact where it is linear over the region",
-    "unsupported": "",
-}
+from mlflow_lipschitz.frontends.tightness import ALWAYS_RELAXED, PRODUCTS, Verdict, cost
 
 
 @dataclass(frozen=True)
@@ -54,8 +45,20 @@ def support_table(model: onnx.ModelProto) -> list[NodeSupport]:
         source = model_input(model)
     except UnsupportedOperator as error:
         return [NodeSupport(error.node, error.operator, error.origin, "unsupported", f"{error.reason}. {error.remedy}")]
-    walk = _Walk(model, source)
-    return walk.judge_all(model.graph.node)
+    rows = _Walk(model, source).judge_all(model.graph.node)
+    return rows if any(row.verdict == "unsupported" for row in rows) else _as_a_whole(model, rows)
+
+
+def _as_a_whole(model: onnx.ModelProto, rows: list[NodeSupport]) -> list[NodeSupport]:
+    """The rows, with the one marked that keeps the model as a whole from being audited: a node that mixes rows of a batch."""
+    try:
+        lower(model)
+    except UnsupportedOperator as error:
+        note = ". ".join(part for part in (error.reason, error.remedy) if part)
+        refused = NodeSupport(error.node, error.operator, error.origin, "unsupported", note)
+        same = [row.node == error.node and row.op_type == error.operator for row in rows]
+        return [refused if it else row for it, row in zip(same, rows, strict=True)] + ([] if any(same) else [refused])
+    return rows
 
 
 class _Recorder(GraphBuilder):
@@ -107,11 +110,7 @@ class _Walk:
             return _row(node, "unsupported", ". ".join(part for part in (error.reason, error.remedy) if part))
         named = zip(node.output, outputs, strict=False)
         self._values.update((name, value) for name, value in named if value is not None)
-        emitted = self._builder.take_added()
-        without_rule = [op for op in emitted if not is_supported(op)]
-        if without_rule:
-            return _row(node, "unsupported", f"the engine has no rule for {type(without_rule[0]).__name__}")
-        return _row(node, "relaxed" if any(isinstance(op, (Elementwise, Multiply)) for op in emitted) else "exact")
+        return _row(node, *cost(self._builder.take_added()))
 
     def _assume(self, name: str) -> None:
         """Go on behind an unsupported node with a value of the shape ONNX infers, if it infers one."""
@@ -122,13 +121,14 @@ class _Walk:
     def _judge_by_operator(self, node: onnx.NodeProto) -> NodeSupport:
         if (node.domain, node.op_type) not in TABLE and node.op_type not in FOLDS:
             return _row(node, "unsupported", "no lowering for this operator")
-        verdict: Verdict = "relaxed" if node.op_type in CURVES else "exact"
+        constants = any(isinstance(self._values.get(name), np.ndarray) for name in node.input)
+        relaxed = node.op_type in ALWAYS_RELAXED or (node.op_type in PRODUCTS and not constants)
+        verdict: Verdict = "relaxed" if relaxed else "exact"
         return _row(node, verdict, "judged by its operator alone: it reads the output of an unsupported node")
 
 
-def _row(node: onnx.NodeProto, verdict: Verdict, note: str = "") -> NodeSupport:
-    name = node.name or (node.output[0] if node.output else "")
-    return NodeSupport(name, node.op_type, node_origin(node), verdict, note or NOTES[verdict])
+def _row(node: onnx.NodeProto, verdict: Verdict, note: str) -> NodeSupport:
+    return NodeSupport(node_name(node), node.op_type, node_origin(node), verdict, note)
 
 
 def _inferred_shapes(model: onnx.ModelProto, rows: int) -> dict[str, tuple[int, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from onnx import TensorProto
 from torch import nn
@@ -81,3 +82,44 @@ def test_origins_of_a_torch_model() -> None:
     refused = [row for row in rows if row.verdict == "unsupported"]
     assert [row.op_type for row in refused] == ["Sign"]
     assert "layer '3'" in refused[0].origin
+
+
+# a model of nodes from x: what the note of the last one must say
+COSTS = {
+    "kink": ([node("Relu", "x")], "exact unless a unit changes sides"),
+    "clip": ([node("HardSigmoid", "x")], "exact unless a unit changes sides"),
+    "curve": ([node("Tanh", "x")], "square of the interval"),
+    "curve with a kink": ([node("Elu", "x", alpha=2.0)], "square of the interval"),
+    "product": ([node("Sin", "x", "s"), node("Mul", "x s")], "product of both widths"),
+    "division": ([node("Exp", "x", "e"), node("Div", "x e")], "unbounded if the region reaches"),
+    "logarithm": ([node("Exp", "x", "e"), node("Log", "e")], "unbounded if the region reaches"),
+    "largest": ([node("Sin", "x", "s"), node("Max", "x s")], "one entry is the largest"),
+    "quantized": ([node("QuantizeLinear", "x q z", "i"), node("DequantizeLinear", "i q z")], "half a step"),
+}
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_what_a_node_costs_in_tightness(name: str) -> None:
+    nodes, words = COSTS[name]
+    model = make_model(nodes, (3,), {"q": np.float32(0.1), "z": np.uint8(7)})
+    rows = support_table(model)
+    assert "relaxed" in {row.verdict for row in rows}
+    assert any(words in row.note for row in rows)
+
+
+def test_a_node_that_mixes_rows_is_marked_although_each_node_is_supported() -> None:
+    nodes = [node("ReduceMean", "x a", "m", name="mean"), node("Sub", "x m")]
+    rows = support_table(make_model(nodes, (3,), {"a": np.array([0])}, opset=18))
+    assert [(row.node, row.verdict) for row in rows] == [("mean", "unsupported"), ("make_y", "exact")]
+    assert "mixes the rows" in rows[0].note
+
+
+def test_an_output_that_is_not_one_entry_per_row_gets_a_row_of_its_own() -> None:
+    rows = support_table(make_model([node("Transpose", "x")], (3,)))
+    assert [(row.op_type, row.verdict) for row in rows] == [("Transpose", "exact"), ("Output", "unsupported")]
+
+
+def test_products_behind_an_unsupported_node_are_exact_with_a_constant() -> None:
+    nodes = [node("Mystery", "x", "a", domain="other"), node("MatMul", "a w", "b"), node("MatMul", "b b")]
+    rows = support_table(make_model(nodes, (3,), {"w": weight(3, 3)}, check=False))
+    assert [row.verdict for row in rows] == ["unsupported", "exact", "relaxed"]
