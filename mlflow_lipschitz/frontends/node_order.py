@@ -22,7 +22,7 @@ def computed_nodes(nodes: Iterable[onnx.NodeProto], values: Mapping[str, Value])
     for node in nodes:
         yield node
         if is_decided(node, values):
-            branch = _branch(node, bool(np.asarray(values[node.input[0]]).all()))
+            branch = _branch(node, "then_branch" if np.asarray(values[node.input[0]]).all() else "else_branch")
             for tensor in branch.initializer:
                 yield helper.make_node("Constant", [], [tensor.name], value=tensor)
             yield from computed_nodes(branch.node, values)
@@ -35,8 +35,7 @@ def is_decided(node: onnx.NodeProto, values: Mapping[str, Value]) -> bool:
     return node.op_type == "If" and node.domain in ("", "ai.onnx") and isinstance(values.get(node.input[0]), np.ndarray)
 
 
-def _branch(node: onnx.NodeProto, chosen: bool) -> onnx.GraphProto:
-    name = "then_branch" if chosen else "else_branch"
+def _branch(node: onnx.NodeProto, name: str) -> onnx.GraphProto:
     return next(attribute.g for attribute in node.attribute if attribute.name == name)
 
 
