@@ -135,6 +135,63 @@ def _minimum_over_rows(rng: np.random.Generator, builder: GraphBuilder, x: int) 
     return building.minimum_over(builder, x, 0)
 
 
+def _pair(rng: np.random.Generator, builder: GraphBuilder, x: int) -> int:
+    """A second value of x's shape."""
+    size = builder.shape(x)[-1]
+    return builder.add(linear(rng, size, size), x)
+
+
+def _matrix_product(builder: GraphBuilder, a: int, b: int) -> int:
+    """(i, k) and (j, k) to (i, j)."""
+    (i, k), j = builder.shape(a), builder.shape(b)[0]
+    left = builder.add(ops.Expand((i, j, k)), builder.add(ops.Reshape((i, 1, k)), a))
+    right = builder.add(ops.Expand((i, j, k)), builder.add(ops.Reshape((1, j, k)), b))
+    return builder.add(ops.Reshape((i, j)), builder.add(ops.Sum((2,)), builder.add(ops.Multiply(), left, right)))
+
+
+def _softmax(builder: GraphBuilder, x: int, kept: np.ndarray | None = None) -> int:
+    power = builder.add(ops.Elementwise("exp"), building.log_softmax(builder, x, kept=kept))
+    return power if kept is None else builder.add(ops.ScaleShift(scale=ops.frozen_array(kept)), power)
+
+
+def _causal_softmax(rng: np.random.Generator, builder: GraphBuilder, x: int) -> int:
+    kept = np.array([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 1.0, 1.0]])
+    return _softmax(builder, builder.add(ops.Linear(coarse(rng, 3, 2)), x), kept)
+
+
+def _softmax_of_differences(rng: np.random.Generator, builder: GraphBuilder, x: int) -> int:
+    # 1 / Σⱼ exp(xⱼ − xᵢ)
+    (size,) = builder.shape(x)
+    rows = builder.add(ops.Expand((size, size)), builder.add(ops.Reshape((1, size)), x))
+    columns = builder.add(ops.Expand((size, size)), builder.add(ops.Reshape((size, 1)), x))
+    powers = builder.add(ops.Elementwise("exp"), building.difference(builder, rows, columns))
+    return builder.add(ops.Elementwise("reciprocal"), builder.add(ops.Sum((1,)), powers))
+
+
+def _layer_norm(rng: np.random.Generator, builder: GraphBuilder, x: int) -> int:
+    size = builder.shape(x)[-1]
+    centered = builder.add(ops.Linear(np.eye(size) - 1 / size), x)
+    axis = len(builder.shape(x)) - 1
+    return building.normalized(builder, centered, (axis,), factor=1 / size, epsilon=2.0**-10)[0]
+
+
+def _unit_length(rng: np.random.Generator, builder: GraphBuilder, x: int) -> int:
+    # Both axes at once, and nothing that keeps the denominator from zero.
+    return building.normalized(builder, x, (0, 1), factor=1.0, epsilon=0.0)[0]
+
+
+def _quotient(rng: np.random.Generator, builder: GraphBuilder, x: int) -> int:
+    positive = builder.add(ops.ScaleShift(shift=ops.frozen_array(0.5)), builder.add(ops.Elementwise("square"), x))
+    inverse = builder.add(ops.Elementwise("reciprocal"), positive)
+    return builder.add(ops.Multiply(), _pair(rng, builder, x), inverse)
+
+
+def _attention(rng: np.random.Generator, builder: GraphBuilder, x: int) -> int:
+    weights = _softmax(builder, _matrix_product(builder, x, _pair(rng, builder, x)))
+    values = builder.add(ops.Transpose((1, 0)), _pair(rng, builder, x))
+    return _matrix_product(builder, weights, values)
+
+
 def _conv1d(rng: np.random.Generator, shape: tuple[int, ...]) -> ops.Conv:
     return ops.Conv(coarse(rng, 2, 2, 2), coarse(rng, 2), (2,), ((1, 0),), (1,))
 
@@ -192,6 +249,18 @@ CASES: dict[str, Build] = {
     "add (two heads)": _tail(_two_heads),
     "multiply": _around(_multiply),
     "multiply, one operand followed": _around(_kinked_multiply),
+    "matrix product of two variables": _around(
+        lambda rng, builder, x: _matrix_product(builder, x, _pair(rng, builder, x)), (2, 2)
+    ),
+    "division": _around(_quotient),
+    "softmax": _around(lambda rng, builder, x: _softmax(builder, x)),
+    "softmax of rows": _around(lambda rng, builder, x: _softmax(builder, x), (2, 2)),
+    "softmax, entries left out": _around(_causal_softmax, (3, 1)),
+    "softmax of differences": _around(_softmax_of_differences),
+    "log softmax": _around(lambda rng, builder, x: building.log_softmax(builder, x)),
+    "layer norm": _around(_layer_norm, (2, 2)),
+    "unit length": _around(_unit_length, (2, 2)),
+    "attention": _around(_attention, (2, 2)),
     "maximum": _around(_maximum),
     "maximum of ties": _around(_ties),
     "maximum over windows": _around(_windows),

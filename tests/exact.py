@@ -95,6 +95,12 @@ def _apply(node: Node, xs: list[np.ndarray], exact: Callable[[Any], Any], side: 
         case ops.Maximum():
             wins = np.vectorize(lambda a, b: a.value > b.value or (a.value == b.value and bool(side)))
             return np.where(wins(xs[0], xs[1]), xs[0], xs[1])
+        case ops.LogSoftmax():
+            return _log_softmax(x, np.ones(x.shape) if op.kept is None else np.broadcast_to(op.kept, x.shape))
+        case ops.Normalized():
+            factor, epsilon = exact(op.factor), exact(op.epsilon)
+            size = np.vectorize(lambda d: _through(d, *_inverse_root(factor * d.value + epsilon, factor)))
+            return x * size((x * x).sum(axis=op.axes, keepdims=True))
         case ops.Rounding():
             nearest = np.vectorize(lambda d, step: Dual(_rounded(d.value / step) * step, d.gradient * 0))
             return nearest(x, np.broadcast_to(lift(op.step), x.shape))
@@ -175,6 +181,24 @@ def _convolve_transposed(
             padded[source] = padded[source] + row[to] * weight[index]
         rows.append(padded[(..., *(slice(a, n + a) for n, (a, _) in zip(shape[1 - axes :], op.padding, strict=True)))])
     return np.stack(rows).reshape(shape)
+
+
+def _through(d: Dual, value: Any, slope: Any) -> Dual:
+    return Dual(value, d.gradient * slope)
+
+
+def _inverse_root(size: Any, factor: Any) -> tuple[Any, Any]:
+    return 1 / mpmath.sqrt(size), -factor / (2 * size * mpmath.sqrt(size))
+
+
+def _log_softmax(x: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    powers = np.vectorize(lambda d: _through(d, mpmath.exp(d.value), mpmath.exp(d.value)))(x)
+    out = np.empty(x.shape, dtype=object)
+    for place in np.ndindex(x.shape[:-1]):
+        total = sum(powers[place][kept[place] > 0][1:], powers[place][kept[place] > 0][0])
+        logarithm = _through(total, mpmath.log(total.value), 1 / total.value)
+        out[place] = [d + logarithm * -1 for d in x[place]]
+    return out
 
 
 def _rounded(number: Any) -> Any:

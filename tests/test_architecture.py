@@ -130,10 +130,13 @@ def test_every_curve_knows_its_derivative() -> None:
 def ops_of_cases() -> list[Any]:
     """Every op in the case table's graphs and in their derivatives."""
     from mlflow_lipschitz.engine.transforms.objectives import gradient_graph
-    from tests.cases import CASES
+    from tests.cases import DIFFERENTIABLE, JUMPS
 
-    graphs = [build(np.random.default_rng(0)) for build in CASES.values()]
-    return [node.op for graph in graphs for g in (graph, gradient_graph(graph)) for node in g.nodes]
+    graphs = [build(np.random.default_rng(0)) for build in DIFFERENTIABLE.values()]
+    graphs += [gradient_graph(graph) for graph in graphs] + [
+        build(np.random.default_rng(0)) for build in JUMPS.values()
+    ]
+    return [node.op for graph in graphs for node in graph.nodes]
 
 
 def test_every_op_has_a_case() -> None:

@@ -40,7 +40,8 @@ def test_values_lie_within_their_intervals(name: str, seed: int, radius: float) 
         plain = bound_nodes(problem, None)[graph.output].interval
         bounds = bound_nodes(problem, Refinement(7))
         tight = refine_node(problem, bounds, graph.output, Refinement(7))
-    assert bool((tight.upper <= plain.upper).all() and (tight.lower >= plain.lower).all())
+    slack = 1e-12 * (1 + plain.magnitude)  # of tightness, not of soundness: tighter inputs may round a last digit up
+    assert bool((tight.upper <= plain.upper + slack).all() and (tight.lower >= plain.lower - slack).all())
     for row in range(len(points)):
         for point in inside(box, row, seed):
             properties.values_lie_within(graph, tight.lower[row, 0].numpy(), tight.upper[row, 0].numpy(), point)

@@ -54,3 +54,46 @@ def maximum_over(builder: GraphBuilder, x: int, axis: int, *, name: str = "") ->
 def minimum_over(builder: GraphBuilder, x: int, axis: int, *, name: str = "") -> int:
     """The smallest entry along `axis`, as `maximum_over`."""
     return negative(builder, maximum_over(builder, negative(builder, x, name=name), axis, name=name), name=name)
+
+
+def log_softmax(builder: GraphBuilder, x: int, *, kept: np.ndarray | None = None, name: str = "") -> int:
+    """x − log Σ exp(x) along the last axis; the softmax is its exponential.
+
+    Args:
+        x: scores that have little in common: the exponentials of their rows are summed as they are.
+        kept: broadcasts to x; 1 for entries that are summed, 0 for those left out (of which the result says nothing).
+
+    Raises:
+        ValueError: x has no axes, `kept` does not fit, or leaves out a whole row.
+    """
+    shape = builder.shape(x)
+    powers = builder.add(ops.Elementwise("exp"), x, name=name)
+    if kept is not None and not kept.all():
+        kept = ops.frozen_array(kept)
+        powers = builder.add(ops.ScaleShift(scale=kept), powers, name=name)
+    else:
+        kept = None
+    total = builder.add(ops.Sum((len(shape) - 1,)), powers, name=name)
+    logarithm = builder.add(ops.Expand(shape), builder.add(ops.Elementwise("log"), total, name=name), name=name)
+    composed = difference(builder, x, logarithm, name=name)
+    return builder.add(ops.LogSoftmax(kept), x, composed, name=name)
+
+
+def normalized(
+    builder: GraphBuilder, x: int, axes: tuple[int, ...], *, factor: float, epsilon: float, name: str = ""
+) -> tuple[int, int]:
+    """x · r, and r = (factor · Σ x² + epsilon)^(−1/2) of length 1 along `axes`, over which the sum goes.
+
+    A root mean square has the factor 1 / (number of entries summed), a Euclidean norm 1.
+
+    Raises:
+        ValueError: there are no such axes, the factor is not positive, or epsilon is negative.
+    """
+    shape = builder.shape(x)
+    squares = builder.add(ops.Sum(axes), builder.add(ops.Elementwise("square"), x, name=name), name=name)
+    scale, shift = (ops.frozen_array(np.array(value)) for value in (factor, epsilon))
+    size = builder.add(ops.ScaleShift(scale, shift), squares, name=name)
+    r = builder.add(ops.Elementwise("power", (1.0, -0.5)), size, name=name)
+    spread = builder.add(ops.Expand(shape), r, name=name)
+    product = builder.add(ops.Multiply(), x, spread, name=name)
+    return builder.add(ops.Normalized(axes, float(factor), float(epsilon)), x, spread, product, name=name), r

@@ -85,6 +85,10 @@ class GraphBuilder:
     def node(self, index: int) -> Node:
         return self._nodes[index]
 
+    def index_of(self, node: Node) -> int:
+        """Index of this very node."""
+        return next(i for i, known in enumerate(self._nodes) if known is node)
+
     def shape(self, index: int) -> Shape:
         return self._nodes[index].shape
 

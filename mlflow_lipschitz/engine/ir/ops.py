@@ -10,6 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mlflow_lipschitz.engine.ir.identities import LogSoftmax as LogSoftmax
+from mlflow_lipschitz.engine.ir.identities import Maximum as Maximum
+from mlflow_lipschitz.engine.ir.identities import Normalized as Normalized
+from mlflow_lipschitz.engine.ir.identities import Remainder as Remainder
 from mlflow_lipschitz.engine.ir.op import Op, Shape, require
 from mlflow_lipschitz.engine.ir.op import frozen_array as frozen_array
 
@@ -124,30 +128,6 @@ class Multiply(Op):
 
     def output_shape(self, *shapes: Shape) -> Shape:
         require(len(shapes) == 2 and shapes[0] == shapes[1], f"Multiply of {shapes}")
-        return shapes[0]
-
-
-@dataclass(frozen=True, eq=False)
-class Maximum(Op):
-    """max(a, b) of inputs a, b and relu(a − b), all of one shape; `building.maximum` wires them up.
-
-    The value is taken from a and b alone; the third input is what bounds and derivatives are made of.
-    """
-
-    def output_shape(self, *shapes: Shape) -> Shape:
-        require(len(shapes) == 3 and len(set(shapes)) == 1, f"Maximum of {shapes}")
-        return shapes[0]
-
-
-@dataclass(frozen=True, eq=False)
-class Remainder(Op):
-    """(1 − s) · g of inputs s · g, s ∈ [0, 1] and g: what of a cotangent g does not go to the first operand of a `Maximum`.
-
-    Only differentiation makes these.
-    """
-
-    def output_shape(self, *shapes: Shape) -> Shape:
-        require(len(shapes) == 3 and len(set(shapes)) == 1, f"Remainder of {shapes}")
         return shapes[0]
 
 

@@ -15,38 +15,17 @@ from mlflow_lipschitz.engine.ir import ops
 from mlflow_lipschitz.engine.ir.graph import GraphBuilder, Node
 from mlflow_lipschitz.engine.ir.ops import Op
 from mlflow_lipschitz.engine.rules.affine import AddRule
-from mlflow_lipschitz.engine.rules.elementwise import ElementwiseRule, RelaxedOp
+from mlflow_lipschitz.engine.rules.elementwise import ElementwiseRule
+from mlflow_lipschitz.engine.rules.identity import IdentityRule
 from mlflow_lipschitz.engine.rules.product import MultiplyRule
-from mlflow_lipschitz.engine.rules.relaxation import Relaxation
 from mlflow_lipschitz.engine.rules.weights import Weights
 from mlflow_lipschitz.errors import UnsupportedOperator
 
 
-class _Identity(RelaxedOp):
-    """y = first + sign · second of two inputs numbered `linear_in`, exactly."""
-
-    linear_in: tuple[int, int]
-    sign: float
-
-    def operands(self, op: Op, arity: int) -> tuple[int, ...]:
-        return self.linear_in
-
-    def imprecise(self, op: Op, *inputs: Interval) -> None:
-        return None
-
-    def free_slopes(self, op: Op, *inputs: Interval) -> None:
-        return None
-
-    def relaxation(self, op: Op, *inputs: Interval, slopes: tuple[Tensor, Tensor] | None = None) -> Relaxation:
-        like = inputs[0].lower.new_zeros((1, 1, *inputs[0].lower.shape[2:]))
-        planes = (torch.ones_like(like), torch.full_like(like, self.sign))
-        return Relaxation(self.linear_in, planes, like, planes, like)
-
-
-class MaximumRule(_Identity):
+class MaximumRule(IdentityRule):
     """y = max(x₀, x₁), with x₂ = relu(x₀ − x₁)."""
 
-    linear_in, sign = (1, 2), 1.0
+    linear_in = ((1, 1.0), (2, 1.0))
 
     def evaluate(self, op: Op, weights: Weights, *inputs: Tensor) -> Tensor:
         return torch.maximum(inputs[0], inputs[1])
@@ -63,10 +42,10 @@ class MaximumRule(_Identity):
         return (a, share), (b, builder.add(ops.Remainder(), share, step, cotangent, name=node.name))
 
 
-class RemainderRule(_Identity):
+class RemainderRule(IdentityRule):
     """y = (1 − x₁) · x₂, with x₀ = x₁ · x₂ and x₁ ∈ [0, 1]."""
 
-    linear_in, sign = (2, 0), -1.0
+    linear_in = ((2, 1.0), (0, -1.0))
 
     def evaluate(self, op: Op, weights: Weights, *inputs: Tensor) -> Tensor:
         return (1 - inputs[1]) * inputs[2]

@@ -7,7 +7,9 @@ from mlflow_lipschitz.engine.ir.ops import Op
 from mlflow_lipschitz.engine.rules.affine import AddRule, AffineRule, ConcatRule
 from mlflow_lipschitz.engine.rules.affine_maps import AFFINE_MAPS
 from mlflow_lipschitz.engine.rules.elementwise import ElementwiseRule, supported_curve
+from mlflow_lipschitz.engine.rules.log_softmax import LogSoftmaxRule
 from mlflow_lipschitz.engine.rules.maximum import MaximumRule, RemainderRule
+from mlflow_lipschitz.engine.rules.normalization import NormalizedRule
 from mlflow_lipschitz.engine.rules.product import MultiplyRule
 from mlflow_lipschitz.engine.rules.protocol import Rule
 from mlflow_lipschitz.engine.rules.quantization import RoundingRule
@@ -18,8 +20,10 @@ RULES: dict[type[Op], Rule] = {
     ops.Add: AddRule(),
     ops.Concat: ConcatRule(),
     ops.Elementwise: ElementwiseRule(),
+    ops.LogSoftmax: LogSoftmaxRule(),
     ops.Maximum: MaximumRule(),
     ops.Multiply: MultiplyRule(),
+    ops.Normalized: NormalizedRule(),
     ops.Remainder: RemainderRule(),
     ops.Rounding: RoundingRule(),
 }

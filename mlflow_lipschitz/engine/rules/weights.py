@@ -36,7 +36,7 @@ def weights_of(graph: Graph, device: torch.device) -> tuple[Weights, ...]:
 
 
 def _weights(op: Op, device: torch.device) -> Weights:
-    weight, bias = _first(op, "weight", "scale", "step"), _first(op, "bias", "shift")
+    weight, bias = _first(op, "weight", "scale", "step", "kept"), _first(op, "bias", "shift")
     constant = None if bias is None else _tensor(bias, device)
     if weight is None:
         return Weights(bias=constant)
