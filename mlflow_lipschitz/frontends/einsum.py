@@ -46,12 +46,15 @@ def _parsed(call: Call) -> tuple[list[Operand], str]:
     if len(terms) != len(values):
         call.refuse(f"its equation {equation!r} has {len(terms)} terms for {len(values)} operands")
     free = [letter for letter in string.ascii_letters if letter not in equation]
-    broadcast = max((len(v.shape) - len(t) + 3 for t, v in zip(terms, values, strict=True) if "..." in t), default=0)
-    dots = "".join(free[:broadcast])
+    covered = {len(v.shape) - len(t) + 3 for t, v in zip(terms, values, strict=True) if "..." in t}
+    if len(covered) > 1:
+        call.refuse(
+            f"the ellipsis of its equation {equation!r} stands for different numbers of axes, {sorted(covered)}"
+        )
+    dots = "".join(free[: max(covered, default=0)])
     operands = []
     for term, value in zip(terms, values, strict=True):
-        covered = len(value.shape) - len(term) + 3
-        axes = term.replace("...", dots[len(dots) - covered :] if covered else "")
+        axes = term.replace("...", dots)
         if len(axes) != len(value.shape) or not axes.isascii() or not (axes.isalpha() or not axes):
             call.refuse(f"the term {term!r} of its equation does not fit an operand of shape {value.shape}")
         operands.append(Operand(value, axes))
