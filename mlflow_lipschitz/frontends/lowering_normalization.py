@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mlflow_lipschitz.engine.ir.ops import Conv, Linear, ScaleShift
+from mlflow_lipschitz.engine.ir.ops import Conv, Linear, Normalized, ScaleShift
 from mlflow_lipschitz.frontends.lowering_context import Call, Value, Variable
 
 # Up to here one matrix that subtracts the mean is cheaper than a sum that is spread out again, and bounds it in one step.
@@ -77,12 +77,19 @@ def centered(call: Call, x: Variable, axes: Sequence[int]) -> Variable:
     return call.reshape(call.emit(Linear(np.eye(length) - 1.0 / length), rows), x.shape)
 
 
+def over_its_size(
+    call: Call, x: Variable, axes: Sequence[int], factor: float, epsilon: float
+) -> tuple[Variable, Variable]:
+    """x · r and r = (factor · Σ x² over `axes` + ε)^(−1/2), of length 1 along `axes`."""
+    squares = call.sum(call.curve("square", x), axes)
+    r = call.curve("power", call.scale_shift(squares, np.array(factor), np.array(epsilon)), 1.0, -0.5)
+    spread = call.expand(r, x.shape)
+    return call.emit(Normalized(tuple(axes), factor, epsilon), x, spread, call.multiply(x, spread)), r
+
+
 def by_root_mean_square(call: Call, x: Variable, axes: Sequence[int], epsilon: float) -> tuple[Variable, Variable]:
     """x · r and r = (mean of x² over `axes` + ε)^(−1/2), of length 1 along `axes`."""
-    count = math.prod(x.shape[a] for a in axes)
-    squares = call.sum(call.curve("square", x), axes)
-    r = call.curve("power", call.scale_shift(squares, np.array(1.0 / count), np.array(epsilon)), 1.0, -0.5)
-    return call.multiply(x, r), r
+    return over_its_size(call, x, axes, 1.0 / math.prod(x.shape[a] for a in axes), epsilon)
 
 
 def _scaled(call: Call, x: Variable, scale: Value | None, shift: Value | None) -> Variable:
@@ -151,7 +158,7 @@ def lower_lp_normalization(call: Call) -> Variable:
         return call.multiply(x, call.curve("reciprocal", call.sum(call.curve("abs", x), (axis,))))
     if order != 2:
         call.refuse(f"a norm of order {order}; 1 and 2 exist")
-    return call.multiply(x, call.curve("power", call.sum(call.curve("square", x), (axis,)), 1.0, -0.5))
+    return over_its_size(call, x, (axis,), 1.0, 0.0)[0]
 
 
 def lower_mean_variance_normalization(call: Call) -> Variable:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mlflow_lipschitz.engine.ir.graph import GraphBuilder
-from mlflow_lipschitz.engine.ir.ops import Add, Expand, Reshape, ScaleShift, Select, Transpose
+from mlflow_lipschitz.engine.ir.ops import Add, Expand, LogSoftmax, Reshape, ScaleShift, Select, Transpose
 from mlflow_lipschitz.frontends.lowering_context import Call, Value, Variable
 from mlflow_lipschitz.frontends.lowering_normalization import centered
 
@@ -67,7 +67,8 @@ def _logarithm(call: Call, x: Variable, kept: np.ndarray) -> Variable:
     """c − log Σ exp(c) over the kept entries of each row; elsewhere some number."""
     difference = _where(call, kept, _differences(call, x, kept))
     powers = _where(call, kept, call.curve("exp", difference))
-    return call.subtract(difference, call.curve("log", call.sum(powers, (len(x.shape) - 1,))))
+    composed = call.subtract(difference, call.curve("log", call.sum(powers, (len(x.shape) - 1,))))
+    return call.emit(LogSoftmax(None if kept.all() else kept), difference, composed)
 
 
 def _where(call: Call, kept: np.ndarray, x: Variable) -> Variable:
