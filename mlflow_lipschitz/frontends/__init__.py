@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from mlflow_lipschitz.engine.ir.graph import Graph
 
 
@@ -14,21 +16,53 @@ def trace(model_or_path: Any, example: Any = None, *, output: str | int | None =
     Args:
         model_or_path: torch.nn.Module, torch.export.ExportedProgram, onnx.ModelProto, path of a .pt2 or .onnx file, or
             a fitted scikit-learn estimator or pipeline.
-        example: rows of its input, (rows, *sample shape), NumPy or torch. Needed by torch modules.
+        example: rows of its input, (rows, *sample shape), NumPy or torch, or a frame. Needed by torch modules, and where a
+            model looks up text.
         output: name or position of the output of a model that has several; the first one when None.
 
     Returns:
-        A graph from the sample shape to a vector of outputs, weights in float64 exactly as stored.
+        A graph from the sample shape to a vector of outputs, weights in float64 exactly as stored. Of a model that looks up
+        tokens or categories, it starts where they turn into real numbers: see `encode`.
 
     Raises:
         UnsupportedOperator: naming the node, its origin in the user's model, the reason and a remedy.
         UntrustedModel: loading the file would run code from it.
         UsageError: the model is of no supported kind, or needs an example.
     """
+    from mlflow_lipschitz.frontends.discrete import divide
     from mlflow_lipschitz.frontends.lowering import lower
     from mlflow_lipschitz.frontends.to_onnx import to_onnx
 
-    return lower(to_onnx(model_or_path, example), output)
+    divided = divide(to_onnx(model_or_path, example), _rows(example), output)
+    return lower(divided.body, None if divided.parts else output)
 
 
-__all__ = ["trace"]
+def encode(model_or_path: Any, rows: Any, *, output: str | int | None = None) -> np.ndarray:
+    """The points that `trace(model_or_path, rows)` certifies rows at: (rows, *graph.input_shape), float64.
+
+    Of a model whose inputs are all real, the rows themselves. Categories, codes and tokens do not move: of a model that takes
+    them, points hold what the model looks up for each row, embeddings and encodings, beside its real columns.
+
+    Args:
+        model_or_path: as for `trace`.
+        rows: as the model takes them: a frame, NumPy, or torch.
+
+    Raises:
+        InvalidData: a row that the model's lookups refuse.
+    """
+    from mlflow_lipschitz.frontends.discrete import divide
+    from mlflow_lipschitz.frontends.to_onnx import to_onnx
+
+    return divide(to_onnx(model_or_path, rows), _rows(rows), output).points(_rows(rows))
+
+
+def _rows(rows: Any) -> Any:
+    """Rows as NumPy or pandas hold them: torch is not imported to find out."""
+    if rows is None or hasattr(rows, "columns"):
+        return rows
+    import numpy as np
+
+    return np.asarray(rows.detach().cpu() if hasattr(rows, "detach") else rows)
+
+
+__all__ = ["encode", "trace"]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
-from sklearn.ensemble import RandomForestRegressor
+from sklearn.decomposition import PCA
+from sklearn.ensemble import RandomForestRegressor, VotingRegressor
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import (
@@ -24,10 +25,22 @@ from sklearn.linear_model import (
     SGDClassifier,
     SGDRegressor,
 )
+from sklearn.neighbors import KNeighborsRegressor
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, Normalizer, RobustScaler, StandardScaler
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    KBinsDiscretizer,
+    MaxAbsScaler,
+    MinMaxScaler,
+    Normalizer,
+    PolynomialFeatures,
+    RobustScaler,
+    StandardScaler,
+    TargetEncoder,
+)
 from sklearn.svm import LinearSVC, LinearSVR
+from sklearn.tree import DecisionTreeRegressor
 
 from mlflow_lipschitz.engine.ir import ops
 from mlflow_lipschitz.engine.propagation.interpreter import evaluate
@@ -52,6 +65,16 @@ REGRESSORS = {
     "MinMaxScaler": make_pipeline(MinMaxScaler((-1, 1)), Ridge()),
     "RobustScaler": make_pipeline(RobustScaler(), Ridge()),
     "MaxAbsScaler": make_pipeline(MaxAbsScaler(), Ridge()),
+    "MinMaxScaler, clipping": make_pipeline(MinMaxScaler(clip=True), Ridge()),
+    "Normalizer": make_pipeline(Normalizer(), Ridge()),
+    "Normalizer l1": make_pipeline(Normalizer("l1"), Ridge()),
+    "PCA": make_pipeline(StandardScaler(), PCA(4), Ridge()),
+    "PCA, whitened": make_pipeline(StandardScaler(), PCA(4, whiten=True), Ridge()),
+    "PolynomialFeatures": make_pipeline(StandardScaler(), PolynomialFeatures(3), Ridge()),
+    "PolynomialFeatures, interactions": make_pipeline(
+        StandardScaler(), PolynomialFeatures(2, interaction_only=True, include_bias=False), Ridge()
+    ),
+    "FunctionTransformer without a function": make_pipeline(FunctionTransformer(), Ridge()),
     "SimpleImputer": make_pipeline(SimpleImputer(), StandardScaler(), Ridge()),
     "ColumnTransformer": make_pipeline(
         ColumnTransformer([("a", StandardScaler(), [0, 3, 5]), ("b", MinMaxScaler(), [1, 2])], remainder="passthrough"),
@@ -160,10 +183,20 @@ def test_weights_are_exact_and_the_scaler_is_folded() -> None:
 
 def test_what_cannot_be_certified_is_refused_by_name() -> None:
     rows, targets = load_diabetes(return_X_y=True)
-    with pytest.raises(UnsupportedOperator, match="TreeEnsemble"):
-        trace(RandomForestRegressor(3, random_state=0).fit(rows, targets))
-    with pytest.raises(UnsupportedOperator, match="ReduceSumSquare"):
-        trace(make_pipeline(Normalizer(), Ridge()).fit(rows, targets))
+    refused = {
+        "trees answer in steps": RandomForestRegressor(3, random_state=0),
+        r"DecisionTreeRegressor at node 'estimators_\[0\]'": VotingRegressor(
+            [("dt", DecisionTreeRegressor(max_depth=2))]
+        ),
+        "neighbor": KNeighborsRegressor(3),
+        "bins": make_pipeline(KBinsDiscretizer(3, encode="ordinal"), Ridge()),
+        "rounds the encodings": make_pipeline(TargetEncoder(), Ridge()),
+        "Python function": make_pipeline(FunctionTransformer(np.abs), Ridge()),
+    }
+    for reason, estimator in refused.items():
+        with pytest.raises(UnsupportedOperator, match=reason) as refusal:
+            trace(estimator.fit(rows, targets))
+        assert refusal.value.remedy
 
 
 def test_an_imputer_that_replaces_a_number_is_no_identity() -> None:

@@ -1,0 +1,157 @@
+"""The inputs of an ONNX model as columns of a table: which of them are numbers, and which are looked up and do not move."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import pandas as pd
+
+from mlflow_lipschitz.errors import InvalidData, UnsupportedOperator
+from mlflow_lipschitz.row_categories import Category
+
+# Model property with the columns of a table that the inputs take, as JSON: names of all columns, positions per input.
+COLUMNS_KEY = "mlflow_lipschitz.columns"
+REAL = (
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.DOUBLE,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+)
+Table = pd.DataFrame | np.ndarray
+
+
+@dataclass(frozen=True)
+class InputColumns:
+    """One variable input of a model.
+
+    Attributes:
+        shape: sample shape, without the batch; None for an axis of free length.
+        batch: fixed length of the batch, None when it is free.
+        positions: of its columns in a table of rows.
+        unread: those of them that nothing reads, and that may hold anything.
+    """
+
+    name: str
+    element_type: int
+    shape: tuple[int | None, ...]
+    batch: int | None
+    positions: tuple[int, ...] = ()
+    unread: tuple[int, ...] = ()
+
+    @property
+    def real(self) -> bool:
+        return self.element_type in REAL
+
+    @property
+    def dtype(self) -> np.dtype:
+        if self.element_type == onnx.TensorProto.STRING:
+            return np.dtype(object)
+        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(self.element_type))
+
+
+@dataclass(frozen=True)
+class ModelColumns:
+    """All variable inputs of a model, and the names of the columns of a table of rows they take together."""
+
+    inputs: tuple[InputColumns, ...]
+    names: tuple[str, ...]
+
+    @property
+    def plain(self) -> bool:
+        """Whether the model takes one tensor of real numbers: nothing to divide."""
+        return len(self.inputs) == 1 and self.inputs[0].real
+
+    @property
+    def batch(self) -> int | None:
+        """The fixed length of the batch, None when it is free."""
+        return self.inputs[0].batch
+
+    @property
+    def categories(self) -> tuple[Category, ...]:
+        """The columns that are looked up, of a model that takes them one by one."""
+        if len(self.inputs) == 1:
+            return ()
+        found = [(i.positions[0], i) for i in self.inputs if not i.real]
+        return tuple(
+            Category(position, "text" if i.element_type == onnx.TensorProto.STRING else "whole")
+            for position, i in sorted(found)
+        )
+
+    def labels(self, name: str) -> list[str]:
+        """Names of the columns of one input; the input's own name where it takes a tensor and no columns."""
+        (found,) = [i for i in self.inputs if i.name == name]
+        return [self.names[p] for p in found.positions] or [name]
+
+    def feeds(self, table: Table) -> dict[str, np.ndarray]:
+        """Rows of a table (or of the one array that the model takes) by input, each in the input's type.
+
+        Raises:
+            InvalidData: a cell of a whole-number input is none, or too large to be one; names the row by its position.
+        """
+        if len(self.inputs) == 1 and not isinstance(table, pd.DataFrame):
+            return {self.inputs[0].name: _typed(np.asarray(table), self.inputs[0])}
+        frame = pd.DataFrame(table)
+        return {i.name: _typed(_cells(frame, i), i) for i in self.inputs}
+
+
+def model_columns(model: onnx.ModelProto) -> ModelColumns:
+    """The variable inputs of `model`; of several, each must be one column unless the model says which columns it takes.
+
+    Raises:
+        UnsupportedOperator: several inputs that are not all columns.
+    """
+    constants = {tensor.name for tensor in model.graph.initializer}
+    values = [value for value in model.graph.input if value.name not in constants]
+    noted = next((json.loads(entry.value) for entry in model.metadata_props if entry.key == COLUMNS_KEY), None)
+    if noted is not None:
+        inputs = tuple(_input(value, tuple(noted["inputs"][value.name]), tuple(noted["unread"])) for value in values)
+        return ModelColumns(inputs, tuple(noted["names"]))
+    if len(values) == 1:
+        return ModelColumns((_input(values[0], ()),), ())
+    inputs = tuple(_input(value, (position,)) for position, value in enumerate(values))
+    for found in inputs:
+        if found.shape not in ((), (1,)):
+            raise UnsupportedOperator(
+                "Input",
+                found.name,
+                reason=f"the model has {len(inputs)} inputs, and this one takes samples of shape {found.shape}",
+                remedy="several inputs are supported where each is one column, (rows, 1); export it so, or one tensor",
+            )
+    return ModelColumns(inputs, tuple(found.name for found in inputs))
+
+
+def _input(value: onnx.ValueInfoProto, positions: tuple[int, ...], unread: tuple[int, ...] = ()) -> InputColumns:
+    tensor = value.type.tensor_type
+    dims = [dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim]
+    batch = dims[0] if dims else None
+    return InputColumns(value.name, tensor.elem_type, tuple(dims[1:]), batch, positions, unread)
+
+
+def _cells(frame: pd.DataFrame, source: InputColumns) -> np.ndarray:
+    kind = np.float64 if source.real else object
+    columns = [
+        np.zeros(len(frame)) if p in source.unread else frame.iloc[:, p].to_numpy(kind) for p in source.positions
+    ]
+    cells = np.stack(columns, axis=1)
+    return cells if len(source.shape) else cells[:, 0]
+
+
+def _typed(cells: np.ndarray, source: InputColumns) -> np.ndarray:
+    if source.real or source.dtype == object:
+        return cells.astype(source.dtype)
+    numbers = cells.astype(np.float64)
+    typed = numbers.astype(source.dtype)
+    wrong = np.argwhere(~np.isfinite(numbers) | (typed.astype(np.float64) != numbers))
+    if wrong.size:
+        value = cells[tuple(wrong[0])]
+        raise InvalidData(f"row {wrong[0][0]}: {value} is no {source.dtype}, which input {source.name!r} takes")
+    return typed
+
+
+def stretched(feeds: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
+    """The same rows, repeated to be `rows` of them."""
+    return {name: values[np.resize(np.arange(len(values)), rows)] for name, values in feeds.items()}
