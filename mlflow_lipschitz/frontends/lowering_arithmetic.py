@@ -9,8 +9,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from mlflow_lipschitz.engine.ir import building
 from mlflow_lipschitz.engine.ir.ops import Elementwise
-from mlflow_lipschitz.frontends.lowering_context import Call, Value, Variable
+from mlflow_lipschitz.frontends.fusions import exponential_behind, fused_normalization
+from mlflow_lipschitz.frontends.lowering_context import Call, Value, Variable, node_name
 from mlflow_lipschitz.frontends.values import split_mask
 
 MINUS = np.array(-1.0)
@@ -59,8 +61,19 @@ def lower_sub(call: Call) -> Variable:
 def lower_mul(call: Call) -> Variable:
     a, b = _operands(call)
     if isinstance(a, Variable) and isinstance(b, Variable):
-        return call.multiply(a, b)
+        return _product(call, a, b)
     return _scaled(call, a, np.asarray(b)) if isinstance(a, Variable) else _scaled(call, call.variable(1), a)
+
+
+def _product(call: Call, a: Variable, b: Variable) -> Variable:
+    """a · b; a normalization that is written out is one, whose value and derivative have ranges of their own."""
+    found = fused_normalization(call.builder, a.index, b.index) or fused_normalization(call.builder, b.index, a.index)
+    if found is None or a.masked is not None or b.masked is not None:
+        return call.multiply(a, b)
+    index, _ = building.normalized(
+        call.builder, found.x, found.axes, factor=found.factor, epsilon=found.epsilon, name=node_name(call.node)
+    )
+    return Variable(index, call.builder.shape(index))
 
 
 def _scaled(call: Call, x: Variable, factor: np.ndarray) -> Variable:
@@ -74,7 +87,7 @@ def lower_div(call: Call) -> Variable:
     if isinstance(b, Variable):
         quotient = reciprocal(call, b)
         if isinstance(a, Variable):
-            return call.multiply(a, quotient)
+            return _product(call, a, quotient)
         return quotient if a.ndim == 0 and a == 1 else call.scale_shift(quotient, a, None)
     if np.any(b == 0):
         call.refuse("it divides by zero")
@@ -82,7 +95,11 @@ def lower_div(call: Call) -> Variable:
 
 
 def reciprocal(call: Call, x: Variable) -> Variable:
-    """1 / x; of a root it is one curve, x ** (-1/2), which is tighter than two."""
+    """1 / x; of a root it is x ** (-1/2), of 1 + exp(y) the sigmoid of -y: one curve, which is tighter than several."""
+    exponent = exponential_behind(call.builder, x.index)
+    if exponent is not None:
+        y = Variable(exponent, call.builder.shape(exponent))
+        return call.curve("sigmoid", call.scale_shift(y, MINUS, None))
     producer = call.builder.node(x.index)
     if isinstance(producer.op, Elementwise) and producer.op.curve == "sqrt":
         (source,) = producer.inputs

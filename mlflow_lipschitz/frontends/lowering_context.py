@@ -30,6 +30,7 @@ from mlflow_lipschitz.engine.ir.ops import (
     Sum,
     Transpose,
 )
+from mlflow_lipschitz.frontends.fusions import fused_product
 from mlflow_lipschitz.frontends.values import (
     BATCH_REMEDY,
     MASK_REMEDY,
@@ -208,10 +209,18 @@ class Call(_NodeInputs):
         return self.add(a, self.scale_shift(b, np.array(-1.0), None))
 
     def multiply(self, a: Variable, b: Variable) -> Variable:
-        """Product of two variables, broadcast; of a value by itself it is the square."""
+        """Product of two variables, broadcast; of a value by itself it is the square, by a gate of itself that curve."""
         if _same(a, b):
             return self.curve("square", a)
-        return self.emit(Multiply(), *self._alike(a, b))
+        a, b = self._alike(a, b)
+        fused = fused_product(self.builder, a.index, b.index) if a.masked is b.masked is None else None
+        if fused is None:
+            return self.emit(Multiply(), a, b)
+        x = a if fused.x == a.index else b
+        return self._scaled(self.curve(fused.curve, self._scaled(x, fused.inner), *fused.parameters), fused.outer)
+
+    def _scaled(self, x: Variable, factor: float) -> Variable:
+        return x if factor == 1 else self.scale_shift(x, np.array(factor), None)
 
     def maximum(self, a: Variable, b: Variable) -> Variable:
         """The larger of two variables, broadcast, entry by entry."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 
+from mlflow_lipschitz.frontends.fusions import exponential_behind
 from mlflow_lipschitz.frontends.lowering_context import Call, Variable
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -69,6 +70,15 @@ def lower_swish(call: Call) -> Variable:
     if alpha == 1:
         return call.curve("silu", x)
     return call.scale_shift(call.curve("silu", call.scale_shift(x, np.array(alpha), None)), np.array(1 / alpha), None)
+
+
+def lower_log(call: Call) -> Variable:
+    """log(x); of 1 + exp(y) it is the softplus of y."""
+    x = call.variable()
+    exponent = exponential_behind(call.builder, x.index)
+    if exponent is None:
+        return call.curve("log", x)
+    return call.curve("softplus", Variable(exponent, call.builder.shape(exponent)))
 
 
 def lower_hard_sigmoid(call: Call) -> Variable:
@@ -180,7 +190,7 @@ CURVES = {
     "Tanh": _curve("tanh"),
     "Sigmoid": _curve("sigmoid"),
     "Exp": _curve("exp"),
-    "Log": _curve("log"),
+    "Log": lower_log,
     "Sqrt": _curve("sqrt"),
     "Abs": _curve("abs"),
     "Sin": _curve("sin"),

@@ -44,8 +44,10 @@ CASES: dict[str, tuple[list[Any], dict[str, Any], tuple[int, ...]]] = {
     "Sigmoid": curve("Sigmoid", 7, 13),
     "Exp": curve("Exp", 7, 13),
     "Log": on_positive("Log", 7, 13),
+    "Log of one and more": (
+        [POSITIVE, node("Add", "p c", "a"), node("Log", "a")], {"c": np.float32(1)}, (7, 13),
+    ),
     "Sqrt": on_positive("Sqrt", 7, 13),
-    "Reciprocal": on_positive("Reciprocal", 7, 13),
     "Abs": curve("Abs", 7, 13),
     "Sin": curve("Sin", 7, 22),
     "Cos": curve("Cos", 7, 22),
