@@ -6,10 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from mlflow_lipschitz.engine.domains.region import Box
 from mlflow_lipschitz.engine.ir import ops
 from mlflow_lipschitz.engine.ir.graph import Graph, GraphBuilder
+from mlflow_lipschitz.engine.propagation.interpreter import enclose, run
+from mlflow_lipschitz.engine.propagation.pre_activation import bound_nodes
+from mlflow_lipschitz.engine.propagation.problem import Problem
 from mlflow_lipschitz.engine.rules.registry import is_supported
+from mlflow_lipschitz.engine.transforms.objectives import gradient_graph
+from tests import cases
 
 CONV = ops.Conv(np.ones((2, 3, 2, 2)), None, (2, 2), ((0, 0), (0, 0)), (1, 1))
 
@@ -59,3 +66,25 @@ def test_a_convolution_that_does_not_fit_is_refused(conv: ops.Conv, shape: tuple
 def test_a_transposed_convolution_of_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match="Adjoint"):
         transposed(CONV, 8)
+
+
+def test_a_value_is_let_go_after_its_last_reader() -> None:
+    builder = GraphBuilder()
+    x = builder.add(ops.Input((2,)))
+    a = builder.add(ops.Elementwise("relu"), x)
+    b = builder.add(ops.Multiply(), a, a)
+    c = builder.add(ops.Add(), x, b)
+    graph = builder.build(c)
+    assert graph.last_uses == ((), (), (a,), (x, b))
+
+
+@pytest.mark.parametrize("name", ["attention", "maximum over windows", "concat", "constant"])
+def test_what_is_kept_in_memory_is_all_that_is_needed(name: str) -> None:
+    graph, points = cases.draw(name, 3)
+    gradient = gradient_graph(graph)
+    problem = Problem.of(gradient, Box.around(points, 0.125), torch.eye(2, dtype=torch.float64)[None])
+    with torch.no_grad():
+        every, alone = bound_nodes(problem, None)[gradient.output].interval, enclose(problem)
+        value = run(gradient, problem.weights, torch.from_numpy(points)[:, None], problem.cotangent)
+    assert torch.equal(every.lower, alone.lower) and torch.equal(every.upper, alone.upper)
+    assert bool((alone.lower <= value).all() and (value <= alone.upper).all())

@@ -6,6 +6,7 @@ it can never prove one.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -14,14 +15,14 @@ from torch import Tensor
 from mlflow_lipschitz.engine.attack.sampling import clip, sample
 from mlflow_lipschitz.engine.domains.interval import Interval
 from mlflow_lipschitz.engine.domains.region import Box
-from mlflow_lipschitz.engine.propagation.interpreter import run
-from mlflow_lipschitz.engine.propagation.pre_activation import bound_nodes
+from mlflow_lipschitz.engine.propagation.interpreter import enclose, run
 from mlflow_lipschitz.engine.propagation.problem import Problem
 from mlflow_lipschitz.engine.transforms.smoothing import has_jumps, smoothed
 
 _STARTS = 16
 _SHARES = (0.5, 0.25, 0.1, 0.1, 0.05, 0.05)  # of the coordinates that one move changes
 _ROUNDS = 6
+_ENTRIES = 1 << 22  # numbers in one tensor: how many samples are looked at together
 _WIDTHS = (0.02, 0.1, 0.5)  # of the sigmoids that stand for the kinks' derivatives
 
 
@@ -52,14 +53,25 @@ def enclose_at(problem: Problem, x: Tensor) -> Interval:
     Returns:
         Interval of shape (samples, points, objectives, *output shape). At a kink it spans the whole Clarke set.
     """
+    pieces = [_enclose_piece(problem, piece) for piece in x.split(_samples_at_once(problem, x))]
+    return Interval(*(torch.cat([getattr(piece, end) for piece in pieces]) for end in ("lower", "upper")))
+
+
+def _enclose_piece(problem: Problem, x: Tensor) -> Interval:
     flat = x.flatten(0, 2)
     cotangent = problem.cotangent
     if cotangent is not None:
         spread = cotangent.expand(*x.shape[:3], *cotangent.shape[2:])
         cotangent = spread.flatten(0, 2)[:, None]
-    interval = bound_nodes(replace(problem, region=Box(flat, flat), cotangent=cotangent), None)[-1].interval
+    interval = enclose(replace(problem, region=Box(flat, flat), cotangent=cotangent))
     shape = (*x.shape[:3], *problem.graph.output_shape)
     return Interval(interval.lower.reshape(shape), interval.upper.reshape(shape))
+
+
+def _samples_at_once(problem: Problem, x: Tensor) -> int:
+    """How many of (samples, points, objectives, ...) fit into a piece of work."""
+    widest = max(math.prod(node.shape) for node in problem.graph.nodes)
+    return max(1, _ENTRIES // max(1, widest * x.shape[1] * x.shape[2]))
 
 
 def sampled_hull(problem: Problem, *, count: int = 24, seed: int = 0) -> Interval:
@@ -76,14 +88,20 @@ def sampled_hull(problem: Problem, *, count: int = 24, seed: int = 0) -> Interva
 
 def _best(problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
     """The best of (samples, points, objectives, *shape) inputs per point and objective, and its value."""
+    pieces = x.split(_samples_at_once(problem, x))
+    value = torch.cat([_values(problem, piece) for piece in pieces])
+    best, index = torch.where(value.isnan(), -torch.inf, value).max(0)
+    return x.gather(0, _as(index, x[0])[None].expand(1, *x.shape[1:]))[0], best
+
+
+def _values(problem: Problem, x: Tensor) -> Tensor:
+    """(samples, points, objectives) values of the one-entry output."""
     samples, points = x.shape[:2]
     cotangent = problem.cotangent
     if cotangent is not None and cotangent.shape[0] > 1:
         cotangent = cotangent.repeat(samples, 1, *(1,) * (cotangent.dim() - 2))
     value = run(problem.graph, problem.weights, x.flatten(0, 1), cotangent).squeeze(-1)
-    value = value.expand(samples * points, problem.objectives).reshape(samples, points, problem.objectives)
-    best, index = torch.where(value.isnan(), -torch.inf, value).max(0)
-    return x.gather(0, _as(index, x[0])[None].expand(1, *x.shape[1:]))[0], best
+    return value.expand(samples * points, problem.objectives).reshape(samples, points, problem.objectives)
 
 
 def _as(values: Tensor, x: Tensor) -> Tensor:

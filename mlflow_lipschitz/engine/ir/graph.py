@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,16 @@ class Graph:
     @property
     def output_shape(self) -> Shape:
         return self.nodes[self.output].shape
+
+    @cached_property
+    def last_uses(self) -> tuple[tuple[int, ...], ...]:
+        """Per node, the nodes whose values nothing after it needs; the output is needed to the end."""
+        reader = {source: index for index, node in enumerate(self.nodes) for source in node.inputs}
+        reader[self.output] = len(self.nodes)
+        uses: list[list[int]] = [[] for _ in range(len(self.nodes) + 1)]
+        for source, index in reader.items():
+            uses[index].append(source)
+        return tuple(tuple(use) for use in uses[:-1])
 
     def with_output(self, output: int) -> Graph:
         """The same graph with another node as its output, without the nodes that output does not need."""

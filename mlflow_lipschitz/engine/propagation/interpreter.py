@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mlflow_lipschitz.engine.domains.interval import Interval
 from mlflow_lipschitz.engine.ir import ops
 from mlflow_lipschitz.engine.ir.graph import Graph
-from mlflow_lipschitz.engine.rules.registry import rule_for
+from mlflow_lipschitz.engine.propagation.problem import Problem
+from mlflow_lipschitz.engine.rules.registry import SOURCES, rule_for
 from mlflow_lipschitz.engine.rules.weights import Weights, weights_of
 
 
@@ -35,14 +37,31 @@ def evaluate(graph: Graph, points: Any) -> Tensor:
 
 def run(graph: Graph, weights: tuple[Weights, ...], x: Tensor, cotangent: Tensor | None) -> Tensor:
     """Values for (points, 1 or objectives, *input shape) inputs and (1 or points, objectives, *output shape) cotangents."""
-    values: list[Tensor] = []
+    values: dict[int, Tensor] = {}
     for index, node in enumerate(graph.nodes):
         if isinstance(node.op, ops.Input):
-            values.append(x)
+            values[index] = x
         elif isinstance(node.op, ops.Cotangent):
             assert cotangent is not None
-            values.append(cotangent)
+            values[index] = cotangent
         else:
             rule = rule_for(node.op, node.name)
-            values.append(rule.evaluate(node.op, weights[index], *(values[i] for i in node.inputs)))
+            values[index] = rule.evaluate(node.op, weights[index], *(values[i] for i in node.inputs))
+        for source in graph.last_uses[index]:
+            del values[source]
     return values[graph.output]
+
+
+def enclose(problem: Problem) -> Interval:
+    """Interval propagation of the output alone: as `bound_nodes` without a refinement, in the memory of what is still needed."""
+    graph = problem.graph
+    known: dict[int, Interval] = {}
+    for index, node in enumerate(graph.nodes):
+        if isinstance(node.op, SOURCES):
+            known[index] = problem.given(node.op)
+        else:
+            rule = rule_for(node.op, node.name)
+            known[index] = rule.interval(node.op, problem.weights[index], *(known[i] for i in node.inputs))
+        for source in graph.last_uses[index]:
+            del known[source]
+    return known[graph.output]

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from mlflow_lipschitz.engine.domains.interval import Interval
 from mlflow_lipschitz.engine.domains.region import Region
 from mlflow_lipschitz.engine.ir.graph import Graph
+from mlflow_lipschitz.engine.ir.ops import Input, Op
 from mlflow_lipschitz.engine.rules.weights import Weights, weights_of
 
 
@@ -36,6 +38,13 @@ class Problem:
         place = device or torch.device("cpu")
         lifted = None if cotangent is None else cotangent.to(place, torch.float64)
         return Problem(graph, weights_of(graph, place), region.to(place), lifted)
+
+    def given(self, op: Op) -> Interval:
+        """The interval of a node that is given, not computed: the input or the cotangent."""
+        if isinstance(op, Input):
+            return Interval(self.region.box.lower[:, None], self.region.box.upper[:, None])
+        assert self.cotangent is not None
+        return Interval(self.cotangent, self.cotangent)
 
     def with_rows(self, start: int, stop: int) -> Problem:
         """The same problem for some of the points."""
