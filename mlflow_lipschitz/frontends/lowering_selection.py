@@ -1,20 +1,39 @@
 """Lowering of operators that select the largest or smallest of several values: pools, reductions, entry by entry.
 
 A pool takes its windows axis by axis: the largest entry of a box is the largest of the largest of its rows. Where a window
-reaches into the padding an entry of the same window is repeated, so minus infinity never enters the arithmetic.
+reaches into the padding an entry of the same window is repeated, so minus infinity never enters the arithmetic. A curve that
+never falls comes after the maximum instead of before it: dead ReLUs would tie, and a tie leaves the derivative open.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
+from mlflow_lipschitz.engine.ir.ops import Elementwise
 from mlflow_lipschitz.frontends.lowering_context import Call, Variable
 from mlflow_lipschitz.frontends.windows import Track, pool_tracks, spatial_shape
 
 # No float32 lies beyond: where a model asks for the larger of a value and this, it means "no lower limit".
 LOWEST = float(np.finfo(np.float32).min)
+
+# Curves of one parameter or none that never fall where that is not negative: max(f(a), f(b)) = f(max(a, b)).
+RISING = frozenset({"relu", "leaky_relu", "tanh", "sigmoid", "exp", "erf", "atan", "softplus", "softsign", "celu"})
+
+
+def before_curve(call: Call, largest: Callable[[Variable], Variable]) -> Variable:
+    """`largest` of the node's input; of what the input is a rising curve of, where nothing else reads that."""
+    x = call.variable()
+    producer = call.builder.node(x.index)
+    curve = producer.op
+    if not isinstance(curve, Elementwise) or x.masked is not None or not call.read_only_here():
+        return largest(x)
+    if not (curve.curve == "clip" or (curve.curve in RISING and min(curve.parameters, default=0.0) >= 0)):
+        return largest(x)
+    (source,) = producer.inputs
+    return call.emit(curve, largest(Variable(source, call.builder.shape(source))))
 
 
 def negative(call: Call, x: Variable) -> Variable:
@@ -24,10 +43,10 @@ def negative(call: Call, x: Variable) -> Variable:
 def lower_max_pool(call: Call) -> Variable:
     if any(name and call.consumers.get(name) for name in call.node.output[1:]):
         call.refuse("the model reads the positions of the maxima, which have no derivative", "unpool with a Resize")
-    return max_pool(call, call.variable())
+    return before_curve(call, lambda x: _pooled(call, x))
 
 
-def max_pool(call: Call, x: Variable) -> Variable:
+def _pooled(call: Call, x: Variable) -> Variable:
     for axis, track in enumerate(pool_tracks(call, spatial_shape(call, x.shape)), start=2):
         x = _largest_in_windows(call, x, axis, track)
     return x
@@ -48,11 +67,12 @@ def lower_global_max_pool(call: Call) -> Variable:
     x = call.variable()
     if len(x.shape) < 3:
         call.refuse(f"a tensor of shape {x.shape} has no spatial axes")
-    return _largest_over(call, x, tuple(range(2, len(x.shape))), keepdims=True)
+    axes = tuple(range(2, len(x.shape)))
+    return before_curve(call, lambda source: _largest_over(call, source, axes, keepdims=True))
 
 
 def lower_reduce_max(call: Call) -> Variable:
-    return _reduced(call, call.variable())
+    return before_curve(call, lambda x: _reduced(call, x))
 
 
 def lower_reduce_min(call: Call) -> Variable:

@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from mlflow_lipschitz.certify import certify_lipschitz
+from mlflow_lipschitz.engine.domains.region import Box
 from mlflow_lipschitz.engine.ir import ops
 from mlflow_lipschitz.engine.propagation.interpreter import evaluate
 from mlflow_lipschitz.errors import UnsupportedOperator
@@ -218,3 +220,48 @@ def test_masked_scores_may_be_limited_from_far_below_and_not_compared() -> None:
     for inputs in ("h x", "x h h"):
         with pytest.raises(UnsupportedOperator, match="mask"):
             lower(make_model([node("Add", "x m", "h"), node("Max", inputs)], (3, 3), {"m": mask}))
+
+
+POOL = node("MaxPool", "h", kernel_shape=[2], strides=[2])
+
+
+@pytest.mark.parametrize(
+    ("curve", "after"),
+    [
+        (node("Relu", "x", "h"), True),
+        (node("Tanh", "x", "h"), True),
+        (node("LeakyRelu", "x", "h", alpha=0.1), True),
+        (node("LeakyRelu", "x", "h", alpha=-0.1), False),
+        (node("Gelu", "x", "h"), False),
+        (node("Abs", "x", "h"), False),
+    ],
+)
+def test_a_curve_that_never_falls_comes_after_the_maximum(curve: onnx.NodeProto, after: bool) -> None:
+    model = make_model([curve, POOL], (2, 6))
+    assert_lowers_exactly(model, (2, 6))
+    last = [part for part in lower(model).nodes if not isinstance(part.op, ops.Reshape)][-1]
+    assert isinstance(last.op, ops.Elementwise) == after
+
+
+def test_a_curve_that_others_read_stays_where_it_is() -> None:
+    model = make_model(
+        [node("Relu", "x", "h"), POOL, node("GlobalAveragePool", "h", "k"), node("Add", "y k", "z")],
+        (2, 6),
+        outputs=("z",),
+    )
+    assert_lowers_exactly(model, (2, 6))
+    assert (
+        sum(
+            part.op.curve == "relu" and part.shape == (1, 2, 6)
+            for part in lower(model).nodes
+            if isinstance(part.op, ops.Elementwise)
+        )
+        == 1
+    )
+
+
+def test_dead_entries_leave_no_derivative_open() -> None:
+    graph = lower(make_model([node("Relu", "x", "h"), POOL], (1, 2)))
+    point = np.array([[[-1.0, -2.0]]])
+    certificate = certify_lipschitz(graph, point, Box.around(point, 0.5), device="cpu")
+    assert certificate.upper == 0
