@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlflow_lipschitz.audit import AuditOptions, AuditResult, audit
-    from mlflow_lipschitz.certify import certified_radius, certify_lipschitz, certify_monotonicity
+    from mlflow_lipschitz.certify import (
+        SelfAttention,
+        attention_lipschitz,
+        certified_radius,
+        certify_lipschitz,
+        certify_monotonicity,
+    )
     from mlflow_lipschitz.engine.domains.region import Box, LpBall
     from mlflow_lipschitz.frontends import trace
     from mlflow_lipschitz.policy import load_policy
@@ -24,6 +30,8 @@ _ORIGINS = {
     "AuditOptions": "audit",
     "AuditResult": "audit",
     "audit": "audit",
+    "SelfAttention": "certify",
+    "attention_lipschitz": "certify",
     "certified_radius": "certify",
     "certify_lipschitz": "certify",
     "certify_monotonicity": "certify",
@@ -41,6 +49,8 @@ __all__ = [
     "Box",
     "LpBall",
     "PromotionOptions",
+    "SelfAttention",
+    "attention_lipschitz",
     "audit",
     "certified_radius",
     "certify_lipschitz",

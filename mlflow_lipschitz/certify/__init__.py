@@ -1,5 +1,6 @@
 """What a user asks of a model: local Lipschitz constants, monotonicity, certified radii."""
 
+from mlflow_lipschitz.certify.attention import SelfAttention, attention_lipschitz, normalized_radius
 from mlflow_lipschitz.certify.lipschitz import LipschitzCertificate, certify_lipschitz
 from mlflow_lipschitz.certify.monotonicity import (
     MonotonicityCertificate,
@@ -13,9 +14,12 @@ __all__ = [
     "LipschitzCertificate",
     "MonotonicityCertificate",
     "RadiusCertificate",
+    "SelfAttention",
     "Violation",
+    "attention_lipschitz",
     "certified_radius",
     "certify_lipschitz",
     "certify_monotonicity",
     "find_violation",
+    "normalized_radius",
 ]
