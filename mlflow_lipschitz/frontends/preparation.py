@@ -12,6 +12,7 @@ from onnx import helper, inliner
 
 from mlflow_lipschitz.errors import AuditError, UnsupportedOperator, UsageError
 from mlflow_lipschitz.frontends.constants import NOT_FOLDED
+from mlflow_lipschitz.frontends.guards import without_guards
 from mlflow_lipschitz.frontends.remedies import REMEDIES
 from mlflow_lipschitz.frontends.values import Shape
 
@@ -62,7 +63,7 @@ def prepared(model: onnx.ModelProto, known: Container[tuple[str, str]] = ()) -> 
             remedy="export the model again with opset 13 or later",
         )
     model = inliner.inline_local_functions(model) if model.functions else model
-    return _written_out(model, known)
+    return without_guards(_written_out(model, known))
 
 
 def _written_out(model: onnx.ModelProto, known: Container[tuple[str, str]]) -> onnx.ModelProto:
