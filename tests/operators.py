@@ -26,7 +26,7 @@ FAMILIES = {
     "lowering_resampling": ("padding and resampling", "exact"),
     "lowering_quantized": ("quantized", "weights exact, rounding between layers relaxed"),
     "lowering_microsoft": ("quantized (com.microsoft)", "weights exact, rounding between layers relaxed"),
-    "lowering_ml": ("scikit-learn (ai.onnx.ml)", "exact"),
+    "lowering_ml": ("scikit-learn (ai.onnx.ml)", "linear models exact, kernel machines relaxed"),
 }
 
 

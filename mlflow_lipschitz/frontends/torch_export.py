@@ -24,7 +24,8 @@ def module_to_onnx(module: torch.nn.Module | torch.jit.ScriptFunction, example: 
 
     Args:
         module: takes one tensor (batch, ...) and returns one, or several of which the first is audited.
-        example: (rows, *sample shape), NumPy or torch; only its shape matters.
+        example: (rows, *sample shape), NumPy or torch; only its shape matters, and whether it holds whole numbers, for a
+            module that looks up tokens.
 
     Raises:
         UsageError: TorchScript, or no example.
@@ -83,9 +84,23 @@ def _example_rows(module: torch.nn.Module, example: Any) -> torch.Tensor:
     if rows.ndim == 0 or len(rows) == 0:
         raise UsageError("the example has no rows; shape (rows, *sample shape) is expected")
     parameters = [p for p in (*module.parameters(), *module.buffers()) if p.is_floating_point()]
+    real = rows if isinstance(example, torch.Tensor) and rows.is_floating_point() else rows.float()
     if parameters:
-        return rows.to(dtype=parameters[0].dtype, device=parameters[0].device)
-    return rows if isinstance(example, torch.Tensor) else rows.float()
+        real = rows.to(dtype=parameters[0].dtype, device=parameters[0].device)
+    numbers = rows.to(dtype=torch.int64, device=real.device)
+    # Only a module that cannot take real numbers, because it looks them up, is given whole ones.
+    if torch.equal(numbers.to(rows.dtype), rows.to(real.device)) and not _takes(module, real) and _takes(module, numbers):
+        return numbers
+    return real
+
+
+def _takes(module: torch.nn.Module, rows: torch.Tensor) -> bool:
+    try:
+        with _evaluation_mode(module), torch.no_grad():
+            module(rows[:2])
+    except Exception:  # noqa: BLE001 - the user's code, which may raise anything; what it raises is met again in the export
+        return False
+    return True
 
 
 @contextlib.contextmanager
