@@ -109,7 +109,7 @@ def _summed(call: Call, operand: Operand, kept: str) -> Operand:
     remaining = "".join(name for name in operand.axes if name in kept)
     if isinstance(operand.value, Variable):
         return Operand(call.sum(operand.value, dropped, keepdims=False), remaining)
-    return Operand(operand.value.sum(axis=dropped), remaining)
+    return Operand(np.asarray(operand.value.sum(axis=dropped)), remaining)
 
 
 def _contracted(call: Call, a: Operand, b: Operand, later: str) -> Operand:
