@@ -1,8 +1,8 @@
 """Lowering of operators that select the largest or smallest of several values: pools, reductions, entry by entry.
 
-A pool takes its windows axis by axis: the largest entry of a box is the largest of the largest of its rows. Where a window
-reaches into the padding an entry of the same window is repeated, so minus infinity never enters the arithmetic. A curve that
-never falls comes after the maximum instead of before it: dead ReLUs would tie, and a tie leaves the derivative open.
+A pool takes its windows axis by axis: the largest entry of a box is the largest of the largest of its rows. A window that
+reaches into the padding is one of fewer entries: neither does minus infinity enter the arithmetic, nor is an entry compared with
+itself, for a tie leaves the derivative open. So would dead ReLUs, and a curve that never falls comes after the maximum instead.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mlflow_lipschitz.engine.ir.ops import Elementwise
+from mlflow_lipschitz.engine.ir.ops import Concat, Elementwise
 from mlflow_lipschitz.frontends.lowering_context import Call, Variable
 from mlflow_lipschitz.frontends.windows import Track, pool_tracks, spatial_shape
 
@@ -53,14 +53,23 @@ def _pooled(call: Call, x: Variable) -> Variable:
 
 
 def _largest_in_windows(call: Call, x: Variable, axis: int, track: Track) -> Variable:
-    first = np.take_along_axis(track.taps, track.inside.argmax(axis=1)[:, None], axis=1)
-    taps = np.unique(np.where(track.inside, track.taps, first), axis=1)
-    gathered = call.select(x, axis, tuple(int(i) for i in taps.T.reshape(-1)))
-    size = taps.shape[1]
+    """The largest entries along one axis: windows that hold as many entries of the input are taken together."""
+    sizes = track.inside.sum(axis=1)
+    runs = np.split(np.arange(track.count), np.flatnonzero(np.diff(sizes)) + 1)
+    parts = [
+        _largest_of_windows(call, x, axis, track.taps[run][track.inside[run]].reshape(len(run), -1)) for run in runs
+    ]
+    return parts[0] if len(parts) == 1 else call.emit(Concat(axis), *parts)
+
+
+def _largest_of_windows(call: Call, x: Variable, axis: int, taps: np.ndarray) -> Variable:
+    """The largest of the entries at `taps`, (windows, entries of each)."""
+    count, size = taps.shape
+    gathered = call.select(x, axis, [int(i) for i in taps.T.reshape(-1)])
     if size == 1:
         return gathered
-    stacked = call.reshape(gathered, (*x.shape[:axis], size, track.count, *x.shape[axis + 1 :]))
-    return call.reshape(call.maximum_over(stacked, axis), (*x.shape[:axis], track.count, *x.shape[axis + 1 :]))
+    stacked = call.reshape(gathered, (*x.shape[:axis], size, count, *x.shape[axis + 1 :]))
+    return call.reshape(call.maximum_over(stacked, axis), (*x.shape[:axis], count, *x.shape[axis + 1 :]))
 
 
 def lower_global_max_pool(call: Call) -> Variable:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from mlflow_lipschitz.certify import certify_lipschitz
+from mlflow_lipschitz.certify import certify_lipschitz, certify_monotonicity
 from mlflow_lipschitz.engine.domains.region import Box
 from mlflow_lipschitz.engine.ir import ops
 from mlflow_lipschitz.engine.propagation.interpreter import evaluate
@@ -258,6 +258,18 @@ def test_a_curve_that_others_read_stays_where_it_is() -> None:
         )
         == 1
     )
+
+
+@pytest.mark.parametrize(
+    "attributes", [{"pads": [1, 1, 1, 1]}, {"pads": [2, 0, 0, 2], "strides": [2, 2]}, {"auto_pad": "SAME_UPPER"}]
+)
+def test_padding_leaves_no_derivative_open(attributes: dict[str, Any]) -> None:
+    graph = lower(make_model([node("MaxPool", "x", kernel_shape=[3, 3], **attributes)], (1, 4, 5)))
+    point = np.random.default_rng(0).normal(size=(1, 1, 4, 5))
+    for output in (0, 4, 7):
+        certificate = certify_monotonicity(graph, point, Box.around(point, 0.0), output=output, device="cpu")
+        assert np.abs(certificate.upper - certificate.lower).max() < 1e-9
+        assert certificate.lower.sum() == pytest.approx(1)
 
 
 def test_dead_entries_leave_no_derivative_open() -> None:
