@@ -108,22 +108,28 @@ def lower(model: onnx.ModelProto, output: str | int | None = None) -> Graph:
     """
     model = prepared(model, TABLE)
     source, name = model_input(model), output_name(model, output)
+    if source.batch in (None, 1):
+        return _lowered(model, source, name, 1)
+    try:
+        return _lowered(model, source, name, 1)
+    except UnsupportedOperator:  # the length of the batch may stand in the model: then all its rows are computed
+        return _lowered(model, source, name, source.batch)
+
+
+def _lowered(model: onnx.ModelProto, source: ModelInput, output: str, rows: int) -> Graph:
+    """The graph of a sample, as a batch of one row or of equal rows, and the proof that it is that of every row of a batch."""
     builder = GraphBuilder()
-    values = lower_values(model, name, source, builder, _one_row(builder, source))
-    graph = _finished(builder, values[name], name, source.batch)
+    sample = builder.add(Input(source.shape), name=source.name)
+    one_row = builder.add(Reshape((1, *source.shape)), sample, name=source.name)
+    whole = (rows, *source.shape)
+    start = Variable(one_row if rows == 1 else builder.add(Expand(whole), one_row, name=source.name), whole)
+    values = lower_values(model, output, source, builder, start)
+    graph = _finished(builder, values[output], output, rows)
     if source.batch != 1:
-        nodes = list(computed_nodes(needed_nodes(model.graph, name), values))
-        lowered = LoweredModel(nodes, name, source.batch, values, graph)
-        require_independent_rows(lowered, lambda rows, start: lower_values(model, name, source, rows, start))
+        nodes = list(computed_nodes(needed_nodes(model.graph, output), values))
+        lowered = LoweredModel(nodes, output, source.batch, values, graph)
+        require_independent_rows(lowered, lambda several, start: lower_values(model, output, source, several, start))
     return graph
-
-
-def _one_row(builder: GraphBuilder, source: ModelInput) -> Variable:
-    """A sample as the model's input: a batch of one row, or of equal rows where its length is fixed."""
-    sample = Variable(builder.add(Input(source.shape), name=source.name), source.shape)
-    whole = (source.batch or 1, *source.shape)
-    index = builder.add(Reshape((1, *source.shape)), sample.index, name=source.name)
-    return Variable(index if whole[0] == 1 else builder.add(Expand(whole), index, name=source.name), whole)
 
 
 def lower_values(
@@ -161,13 +167,13 @@ def _read(values: Mapping[str, Value], name: str, node: onnx.NodeProto) -> Value
     return values[name]
 
 
-def _finished(builder: GraphBuilder, result: Value, output: str, rows: int | None) -> Graph:
-    """The graph that ends in a vector of outputs: those of the first row where the batch has a fixed length."""
+def _finished(builder: GraphBuilder, result: Value, output: str, rows: int) -> Graph:
+    """The graph that ends in a vector of outputs: those of the first of several equal rows."""
     assert isinstance(result, Variable)
     if result.masked is not None:
         raise UnsupportedOperator("Output", output, reason="it holds minus infinity", remedy=MASK_REMEDY)
     index = result.index
-    if rows not in (None, 1):
+    if rows != 1:
         index = builder.add(Select(0, (0,)), index, name=output)
     size = math.prod(builder.shape(index))
     stem = "logit" if output in ("logit", "logits") else "output"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 
+from mlflow_lipschitz.engine.ir.ops import Elementwise
 from mlflow_lipschitz.frontends.fusions import exponential_behind
 from mlflow_lipschitz.frontends.lowering_context import Call, Variable
 
@@ -73,12 +74,16 @@ def lower_swish(call: Call) -> Variable:
 
 
 def lower_log(call: Call) -> Variable:
-    """log(x); of 1 + exp(y) it is the softplus of y."""
+    """log(x); of 1 + exp(y) it is the softplus of y, of the sigmoid of y minus the softplus of -y."""
     x = call.variable()
     exponent = exponential_behind(call.builder, x.index)
-    if exponent is None:
-        return call.curve("log", x)
-    return call.curve("softplus", Variable(exponent, call.builder.shape(exponent)))
+    if exponent is not None:
+        return call.curve("softplus", Variable(exponent, call.builder.shape(exponent)))
+    producer = call.builder.node(x.index)
+    if isinstance(producer.op, Elementwise) and producer.op.curve == "sigmoid":
+        minus = call.scale_shift(Variable(producer.inputs[0], x.shape), np.array(-1.0), None)
+        return call.scale_shift(call.curve("softplus", minus), np.array(-1.0), None)
+    return call.curve("log", x)
 
 
 def lower_hard_sigmoid(call: Call) -> Variable:

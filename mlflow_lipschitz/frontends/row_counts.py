@@ -25,11 +25,17 @@ _MOVE_NUMBERS = (
     "Cast", "Concat", "ConstantOfShape", "Expand", "Flatten", "Gather", "Identity", "ReduceProd", "Reshape",
     "Shape", "Size", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where", "Mul", "Div", "Equal",
 )  # fmt: skip
-# Operators that keep equal rows equal, however many there are.
+# Operators that keep equal rows equal, however many there are: entry by entry, or entries in the same order.
 _KEEP_ROWS = (
-    "Abs", "Add", "And", "Cast", "CastLike", "Concat", "Div", "Equal", "Exp", "Expand", "Flatten", "Greater",
-    "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "Mul", "Neg", "Not", "Or", "Reshape", "Shape", "Size", "Squeeze",
-    "Sub", "Transpose", "Unsqueeze", "Where",
+    "Abs", "Add", "And", "Cast", "CastLike", "Ceil", "Clip", "Concat", "Cos", "Div", "Equal", "Erf", "Exp", "Expand", "Flatten",
+    "Floor", "Greater", "GreaterOrEqual", "Identity", "IsInf", "IsNaN", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min",
+    "Mod", "Mul", "Neg", "Not", "Or", "Pow", "Reciprocal", "Relu", "Reshape", "Round", "Shape", "Sigmoid", "Sign", "Sin", "Size",
+    "Sqrt", "Squeeze", "Sub", "Sum", "Tanh", "Transpose", "Unsqueeze", "Where", "Xor",
+)  # fmt: skip
+# Of n equal rows each of these is what it is of one row, or grows with n: a result that does not grow from 1 to several never does.
+_SUM_ROWS = (
+    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum",
+    "ReduceSumSquare",
 )  # fmt: skip
 # Operators that take the shape of their result as an input.
 _SHAPED = ("Expand", "Reshape", "Resize")
@@ -59,6 +65,8 @@ def require_the_same_for_every_length(
             allowed = _allowed(node, position, difference, reads_variable=reads_variable)
             if not allowed and not (difference == "rows" and _beside_the_rows(node, position, single, several)):
                 raise refusal(node, DEPENDS_ON_ROWS, BATCH_REMEDY)
+        if node.op_type in _SUM_ROWS and not reads_variable and _grows(node, single, several):
+            raise refusal(node, DEPENDS_ON_ROWS, BATCH_REMEDY)
         if node.op_type in ("Div", "Equal") and "numbers" in differences and not reads_variable:
             _require_settled(node, *([np.asarray(values[name]) for name in node.input] for values in (single, several)))
 
@@ -75,6 +83,10 @@ def _beside_the_rows(
         return False
     left_one, left_many = (values[node.output[0]].shape for values in (single, several))
     return all((left_one[axis], left_many[axis]) == (one[axis], many[axis]) for axis in varying)
+
+
+def _grows(node: onnx.NodeProto, single: Mapping[str, Value], several: Mapping[str, Value]) -> bool:
+    return _difference(single[node.output[0]], several[node.output[0]]) not in ("none", "rows")
 
 
 def _difference(one: Value | None, many: Value | None) -> Difference:
@@ -98,8 +110,15 @@ def _allowed(node: onnx.NodeProto, position: int, difference: Difference, *, rea
     if reads_variable:  # equal rows meet the rows of the variable: that they stay apart is proved on the graph
         return difference == "rows" or (difference == "numbers" and node.op_type in _SHAPED and position > 0)
     if difference == "rows":
-        return node.op_type in _KEEP_ROWS
-    return difference == "numbers" and node.op_type in _MOVE_NUMBERS and position not in _CHOOSING.get(node.op_type, ())
+        return node.op_type in (*_KEEP_ROWS, *_SUM_ROWS)
+    moved = node.op_type in _MOVE_NUMBERS and position not in _CHOOSING.get(node.op_type, ())
+    return difference == "numbers" and moved and _holds_any_number(node)
+
+
+def _holds_any_number(node: onnx.NodeProto) -> bool:
+    """Whether the type that a Cast makes holds every number of rows exactly."""
+    target = next((attribute.i for attribute in node.attribute if attribute.name == "to"), onnx.TensorProto.INT64)
+    return node.op_type != "Cast" or onnx.TensorProto.DataType.Name(target) in _WIDE
 
 
 def _require_settled(node: onnx.NodeProto, one: list[np.ndarray], many: list[np.ndarray]) -> None:

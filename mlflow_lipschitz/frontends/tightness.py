@@ -8,6 +8,7 @@ from typing import Literal
 
 from mlflow_lipschitz.engine.ir import ops
 from mlflow_lipschitz.engine.ir.ops import Op
+from mlflow_lipschitz.engine.rules.affine_maps import is_affine_map
 from mlflow_lipschitz.engine.rules.curves.table import facts_of
 from mlflow_lipschitz.engine.rules.registry import is_supported
 from mlflow_lipschitz.frontends import (
@@ -28,6 +29,9 @@ DOMAIN = "unbounded if the region reaches an end of where it is defined"
 PRODUCT = "product of two variables: the gap grows with the product of both widths"
 LARGEST = "exact where one entry is the largest all over the region; else each contest is a kink"
 ROUNDING = "rounding: off by up to half a step, and no slope: no Lipschitz bound, but a certified radius"
+
+# Of several operands, but affine; and those that only narrow the bounds of their composition, which is among their inputs.
+_WITHOUT_COST = (ops.Input, ops.Add, ops.Concat, ops.LogSoftmax, ops.Normalized)
 
 # Operators by themselves: never exact, and exact unless both factors are variables.
 PRODUCTS = ("Mul", "Div", "MatMul", "Gemm", "Einsum", "PRelu")
@@ -60,12 +64,12 @@ def _costs(emitted: Sequence[Op]) -> set[str]:
     for op in emitted:
         if isinstance(op, ops.Elementwise):
             found |= _cost_of_curve(op)
-        elif isinstance(op, ops.Multiply):
-            found.add(PRODUCT)
         elif isinstance(op, ops.Maximum):
             found.add(LARGEST)
         elif isinstance(op, ops.Rounding):
             found.add(ROUNDING)
+        elif not (is_affine_map(op) or isinstance(op, _WITHOUT_COST)):
+            found.add(PRODUCT)
     return found
 
 

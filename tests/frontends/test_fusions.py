@@ -62,6 +62,7 @@ WRITTEN_OUT: dict[str, tuple[list[Any], str, Any]] = {
         lambda z: z * (z * float(np.float32(1 / 6)) + 0.5).clamp(0, 1),
     ),
     "softplus": ([node("Exp", "x", "e"), node("Add", "e one", "a"), node("Log", "a")], "softplus", F.softplus),
+    "log of a sigmoid": ([node("Sigmoid", "x", "s"), node("Log", "s")], "softplus", F.logsigmoid),
     "sigmoid": (
         [node("Neg", "x", "n"), node("Exp", "n", "e"), node("Add", "one e", "a"), node("Div", "one a")], "sigmoid",
         torch.sigmoid,

@@ -88,6 +88,7 @@ def test_a_graph_that_depends_on_how_many_rows_there_are(operator: str) -> None:
         lower(make_model(nodes, (4,)))
 
 
+ONE = helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0])
 ROWS_COUNTED = {
     "a slice as long as the batch": [
         node("Shape", "x", "n", start=0, end=1), node("Slice", "x zero n one"),
@@ -97,7 +98,7 @@ ROWS_COUNTED = {
         node("Mul", "x k"),
     ],
     "a sum of ones": [
-        node("Shape", "x", "n"), node("ConstantOfShape", "n", "ones"), node("ReduceSum", "ones zero", "k"),
+        node("Shape", "x", "n"), node("ConstantOfShape", "n", "ones", value=ONE), node("ReduceSum", "ones zero", "k"),
         node("Mul", "x k"),
     ],
     "a count of ones": [

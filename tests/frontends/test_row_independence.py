@@ -143,6 +143,17 @@ def test_a_fixed_batch_with_another_function_per_row() -> None:
         lower(make_model([node("Add", "x rows")], (6, 4), CONSTANTS, batch=5))
 
 
+def test_one_row_of_a_fixed_batch_is_enough_unless_its_length_stands_in_the_model() -> None:
+    nodes = [node("Relu", "x", "h"), node("Reshape", "h shape", "f"), node("Tanh", "f")]
+    free, fixed = (
+        lower(make_model(nodes, (6, 4), {"shape": integers(*shape)}, batch=5)) for shape in ([0, -1], [5, 24])
+    )
+    assert {int(np.prod(part.shape)) for part in free.nodes} == {24}
+    assert {int(np.prod(part.shape)) for part in fixed.nodes} == {24, 120}
+    points = weight(5, 6, 4)
+    np.testing.assert_allclose(evaluate(free, points), evaluate(fixed, points), rtol=1e-12)
+
+
 def test_a_batch_whose_sum_is_divided_by_its_length_is_refused() -> None:
     nodes = [
         node("Shape", "x", "n", start=0, end=1), node("Cast", "n", "f", to=TensorProto.FLOAT),
@@ -164,8 +175,15 @@ COUNTS = {
         node("Shape", "x", "s"), node("Shape", "x", "r"), node("Equal", "s r", "e"), node("Where", "e s ones", "t"),
         node("Expand", "x t"),
     ],
-    "a mean of a constant over the batch": [
+    "a constant for every row": [
         node("Shape", "x", "s"), node("Expand", "half s", "c"), node("Mul", "c x"),
+    ],
+    "the norm of a constant for every row": [
+        node("Shape", "x", "s"), node("Expand", "half s", "c"), node("ReduceL2", "c last", "r"), node("Sqrt", "r", "t"),
+        node("Mul", "t x"),
+    ],
+    "the largest of a constant over the batch": [
+        node("Shape", "x", "s"), node("Expand", "half s", "c"), node("ReduceMax", "c zero", "r"), node("Mul", "r x"),
     ],
 }  # fmt: skip
 
@@ -175,6 +193,7 @@ def test_what_may_be_done_with_the_number_of_rows(name: str) -> None:
     constants = {
         "first": np.array(0), "six": np.array(6), "six_": integers(4), "zero": integers(0), "minus": integers(-1),
         "negative": integers(-1), "ones": integers(1, 1, 1), "half": weight(1, 1, 4),
+        "last": integers(2),
     }  # fmt: skip
     assert_lowers_exactly(make_model(COUNTS[name], (6, 4), constants, opset=18, check=False), (6, 4))
 
@@ -189,6 +208,8 @@ COMPARED = {
     "Pow": [node("Cast", "s", "f", to=TensorProto.FLOAT), node("Pow", "half f", "k")],
     "Slice": [node("Slice", "many zero s", "part"), node("ReduceSum", "part", "k", keepdims=0)],
     "Gather": [node("Gather", "many s", "k", axis=0)],
+    "ReduceL2": [node("Expand", "half s", "e"), node("ReduceL2", "e", "k", keepdims=0)],
+    "ReduceProd": [node("Expand", "minus s", "e"), node("ReduceProd", "e", "k", keepdims=0)],
 }
 
 
@@ -197,7 +218,7 @@ def test_what_may_not_be_done_with_the_number_of_rows(name: str) -> None:
     """The answers for one row and for the number that is tried may be equal; for others they are not."""
     constants = {
         "six": integers(60), "one_": integers(1), "half": np.float32(0.5), "one": np.float32(1), "zero": integers(0),
-        "many": weight(100),
+        "minus": np.float32(-1), "many": weight(100),
     }  # fmt: skip
     nodes = [node("Shape", "x", "s", start=0, end=1), *COMPARED[name], node("Mul", "x k")]
     with pytest.raises(UnsupportedOperator, match="how many rows"):
