@@ -15,8 +15,9 @@ import torch
 
 from mlflow_lipschitz.errors import UnsupportedOperator, UsageError
 
-# The dynamo exporter's own opset; older ones go through a converter, newer ones have been seen to fail on attention.
-OPSET = 20
+# The dynamo exporter's own opset first: every supported onnxruntime runs it, and in it double precision stays double, where
+# newer ones normalize and scale attention in float32. They have operators for attention, which older torch cannot write out.
+OPSET, NEWER = 20, 23
 
 
 def module_to_onnx(module: torch.nn.Module | torch.jit.ScriptFunction, example: Any) -> onnx.ModelProto:
@@ -52,23 +53,29 @@ def program_to_onnx(program: torch.export.ExportedProgram) -> onnx.ModelProto:
 
 def _export(model: Any, arguments: tuple[Any, ...], dynamic_shapes: Any) -> onnx.ModelProto:
     try:
-        with _quiet():
-            program = torch.onnx.export(
-                model,
-                arguments,
-                dynamo=True,
-                optimize=False,
-                verbose=False,
-                opset_version=OPSET,
-                dynamic_shapes=dynamic_shapes,
-            )
+        return _written(model, arguments, dynamic_shapes, OPSET)
     except Exception as error:  # the exporter runs the user's code, which may raise anything; we stop either way
+        with contextlib.suppress(Exception):
+            return _written(model, arguments, dynamic_shapes, NEWER)
         raise UnsupportedOperator(
             "torch.onnx.export",
             type(model).__name__,
             reason=f"torch cannot export it: {_innermost(error)}",
             remedy="the model must take one tensor with a batch of any length as axis 0; or export it to ONNX yourself",
         ) from error
+
+
+def _written(model: Any, arguments: tuple[Any, ...], dynamic_shapes: Any, opset: int) -> onnx.ModelProto:
+    with _quiet():
+        program = torch.onnx.export(
+            model,
+            arguments,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            opset_version=opset,
+            dynamic_shapes=dynamic_shapes,
+        )
     assert program is not None
     return program.model_proto
 
@@ -89,7 +96,11 @@ def _example_rows(module: torch.nn.Module, example: Any) -> torch.Tensor:
         real = rows.to(dtype=parameters[0].dtype, device=parameters[0].device)
     numbers = rows.to(dtype=torch.int64, device=real.device)
     # Only a module that cannot take real numbers, because it looks them up, is given whole ones.
-    if torch.equal(numbers.to(rows.dtype), rows.to(real.device)) and not _takes(module, real) and _takes(module, numbers):
+    if (
+        torch.equal(numbers.to(rows.dtype), rows.to(real.device))
+        and not _takes(module, real)
+        and _takes(module, numbers)
+    ):
         return numbers
     return real
 

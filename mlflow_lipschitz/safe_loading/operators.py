@@ -15,6 +15,7 @@ abs absolute acos acosh add addcdiv addcmul asin asinh atan atan2 atanh ceil cla
 deg2rad div divide erf erfc exp exp2 expm1 floor floor_divide fmax fmin fmod frac hypot lerp lgamma log log10 log1p
 log2 logaddexp logaddexp2 maximum minimum mul multiply neg negative positive pow rad2deg reciprocal remainder round
 rsqrt rsub sgn sigmoid sign sin sinc sinh special_expit sqrt square sub subtract tan tanh true_divide trunc xlogy
+gru gru_cell lstm_cell rnn_relu rnn_relu_cell rnn_tanh rnn_tanh_cell
 celu elu gelu glu hardshrink hardsigmoid hardswish hardtanh leaky_relu log_sigmoid mish prelu _prelu_kernel relu relu6
 selu silu softplus softshrink threshold _log_softmax _safe_softmax _softmax log_softmax logsumexp softmax
 addbmm addmm addmv addr baddbmm bilinear bmm chain_matmul dot einsum inner linalg_vecdot linalg_vector_norm linear
@@ -46,6 +47,9 @@ sym_constrain_range_for_size sym_is_contiguous sym_numel sym_size sym_storage_of
 _ATEN = frozenset(_ATEN_NAMES.split())
 _ATEN_TARGET = re.compile(r"torch\.ops\.aten\.([a-zA-Z0-9_]+)\.([a-zA-Z0-9_]+)")
 
+# Seen to read memory beyond weights that are too small for it: torch itself writes it out as operators that do not.
+NOT_SAFE = {"torch.ops.aten.lstm.input": "save the program with `program.run_decompositions()`, which has none"}
+
 # Functions on Python numbers. No `pow` or shifts: they make numbers that fill the memory.
 _OPERATOR_NAMES = "eq ne le ge lt gt neg pos add sub mul floordiv truediv mod and_ or_"
 _SCALAR = frozenset(
@@ -73,4 +77,5 @@ def is_tensor_function(target: str) -> bool:
 
     packet = getattr(torch.ops.aten, name, None)
     # The declared overloads only: every other attribute of the packet is a method of a Python object.
-    return packet is not None and overload in packet.overloads() and not overload.endswith("out")
+    # `data` are recurrent layers of packed sequences, whose lengths are read from a tensor.
+    return packet is not None and overload in packet.overloads() and not overload.endswith("out") and overload != "data"

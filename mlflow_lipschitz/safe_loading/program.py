@@ -13,7 +13,7 @@ import keyword
 from typing import Any
 
 from mlflow_lipschitz.safe_loading.expressions import SYMBOL, expression
-from mlflow_lipschitz.safe_loading.operators import is_scalar_function, is_tensor_function
+from mlflow_lipschitz.safe_loading.operators import NOT_SAFE, is_scalar_function, is_tensor_function
 from mlflow_lipschitz.safe_loading.structure import (
     Unexpected,
     anything_as,
@@ -102,7 +102,8 @@ def _metadata(value: Any) -> dict[str, str]:
 
 def _target(value: Any) -> str:
     if not isinstance(value, str) or not (is_scalar_function(value) or is_tensor_function(value)):
-        raise Unexpected(f"a call of {str(value)[:80]!r}, which is not on the list of operators")
+        hint = f" ({NOT_SAFE[value]})" if isinstance(value, str) and value in NOT_SAFE else ""
+        raise Unexpected(f"a call of {str(value)[:80]!r}, which is not on the list of operators{hint}")
     return value
 
 
