@@ -135,6 +135,23 @@ def lower_sequence_at(call: Call) -> Variable:
     return pieces.items[position]
 
 
+def lower_sequence_construct(call: Call) -> Pieces:
+    pieces = tuple(call.variable(position) for position in range(len(call.inputs)))
+    return Pieces(pieces[0].index, pieces[0].shape, items=pieces)
+
+
+def lower_concat_from_sequence(call: Call) -> Variable:
+    """The pieces side by side along an axis, or along a new one."""
+    pieces = call.variable()
+    if not isinstance(pieces, Pieces):
+        call.refuse("it reads something that is not a sequence")
+    items, new = list(pieces.items), bool(call.attribute("new_axis", 0))
+    axis = call.axis(call.attribute("axis"), len(items[0].shape) + new)
+    if new:
+        items = [call.reshape(item, (*item.shape[:axis], 1, *item.shape[axis:])) for item in items]
+    return items[0] if len(items) == 1 else call.emit(Concat(axis), *items)
+
+
 def lower_concat(call: Call) -> Variable:
     given = [call.input(position) for position in range(len(call.inputs))]
     rank = next(len(v.shape) for v in given if isinstance(v, Variable))
@@ -181,5 +198,7 @@ ROWS = {
     "Split": lower_split,
     "SplitToSequence": lower_split_to_sequence,
     "SequenceAt": lower_sequence_at,
+    "SequenceConstruct": lower_sequence_construct,
+    "ConcatFromSequence": lower_concat_from_sequence,
     "Concat": lower_concat,
 }

@@ -187,6 +187,20 @@ CASES: dict[str, tuple] = {
         (3, 2),
         {"i": np.array(1)},
     ),
+    "ConcatFromSequence": (
+        [
+            node("Relu", "x", "h"),
+            node("SequenceConstruct", "x h x", "q"),
+            node("ConcatFromSequence", "q", axis=2, new_axis=1),
+        ],
+        (2, 3),
+        {},
+    ),
+    "ConcatFromSequence of pieces": (
+        [node("SplitToSequence", "x s", "q", axis=1), node("ConcatFromSequence", "q", axis=-1)],
+        (4, 3),
+        {"s": np.array(2)},
+    ),
     "CastLike": (
         [node("CastLike", "c x", "d"), node("CastLike", "x d", "h"), node("Mul", "h d")],
         (3,),
@@ -369,6 +383,20 @@ def test_batch_normalization_is_folded_in_float64() -> None:
     exact = {name: value.astype(np.float64) for name, value in constants.items()}
     scale = exact["g"] / np.sqrt(exact["v"] + float(np.float32(1e-5)))
     np.testing.assert_allclose(only(graph, ops.Conv).weight, exact["w"] * scale[:, None, None, None], rtol=1e-15)
+
+
+def test_a_model_in_double_precision_is_the_same_to_its_last_digits() -> None:
+    nodes = [
+        node("Gemm", "x w b", "h"), node("Tanh", "h", "e"), node("Mul", "h e", "g"), node("Softmax", "g", "s"),
+        node("ReduceL2", "h last", "n"), node("Div", "s n"),
+    ]  # fmt: skip
+    constants = {"w": RANDOM.normal(size=(4, 3)), "b": RANDOM.normal(size=3), "last": integers(1)}
+    model = make_model(nodes, (4,), {}, check=False)
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in constants.items())
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.DOUBLE
+    points = RANDOM.normal(size=(5, 4))
+    np.testing.assert_allclose(evaluate(lower(model), points), run_onnxruntime(model, points), rtol=1e-12)
 
 
 def test_names_of_the_outputs() -> None:
