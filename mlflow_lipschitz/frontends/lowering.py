@@ -147,7 +147,7 @@ def lower_values(
         if is_decided(node, values):
             continue
         inputs = tuple(_read(values, name, node) if name else None for name in node.input)
-        call = Call(node, inputs, builder, consumers, opset_of(model))
+        call = Call(node, inputs, builder, consumers, opset_of(model), source.floats)
         outputs = zip(node.output, lower_node(call), strict=False)
         values.update((name, value) for name, value in outputs if value is not None)
     result = values.get(output)

@@ -63,7 +63,7 @@ class _NodeInputs:
     """One ONNX node with its inputs as values (None for an optional input that is left out).
 
     `consumers` counts how many nodes and outputs of the model read each name; `opset` is the version of the default
-    operator set.
+    operator set; `floats` is the type of the model's input, in which it computes.
     """
 
     node: onnx.NodeProto
@@ -71,6 +71,7 @@ class _NodeInputs:
     builder: GraphBuilder
     consumers: Mapping[str, int]
     opset: int
+    floats: type = np.float32
 
     def refuse(self, reason: str, remedy: str = "") -> NoReturn:
         """Raise UnsupportedOperator for this node."""

@@ -165,14 +165,13 @@ def lower_cast_like(call: Call) -> Variable | np.ndarray:
     value = call.input(0)
     if value is None:
         call.refuse("its input is missing")
-    if not isinstance(value, Variable) and not np.array_equal(value, value.astype(np.float32)):
+    if not isinstance(value, Variable) and not np.array_equal(value, value.astype(call.floats)):
         call.refuse("it rounds a constant", "export the model with its constants folded")
     if isinstance(value, Variable) and isinstance(like := call.input(1), np.ndarray) and like.dtype.kind != "f":
         call.refuse(
             f"it casts a value that depends on the input to {like.dtype}", "keep the model in float32 or float64"
         )
-    # Exact in float32, which is what real models compute in; in a model of doubles, arithmetic on it is refused.
-    return value if isinstance(value, Variable) else value.astype(np.float32)
+    return value if isinstance(value, Variable) else value.astype(call.floats)
 
 
 CURVES = {

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Container
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 from onnx import helper, inliner
 
@@ -40,6 +41,11 @@ class ModelInput:
     shape: Shape
     element_type: int
     batch: int | None
+
+    @property
+    def floats(self) -> type:
+        """The floating type the model computes in."""
+        return np.float64 if self.element_type == onnx.TensorProto.DOUBLE else np.float32
 
 
 def prepared(model: onnx.ModelProto, known: Container[tuple[str, str]] = ()) -> onnx.ModelProto:

@@ -81,7 +81,7 @@ class _Walk:
     """The values seen so far while the nodes are tried one after another."""
 
     def __init__(self, model: onnx.ModelProto, source: ModelInput) -> None:
-        self._opset, self._consumers = opset_of(model), count_consumers(model.graph)
+        self._opset, self._floats, self._consumers = opset_of(model), source.floats, count_consumers(model.graph)
         self._builder = _Recorder()
         self._values: dict[str, Value] = {
             tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer
@@ -100,7 +100,7 @@ class _Walk:
         if any(name and name not in self._values for name in node.input):
             return self._judge_by_operator(node)
         inputs = tuple(self._values[name] if name else None for name in node.input)
-        call = Call(node, inputs, self._builder, self._consumers, self._opset)
+        call = Call(node, inputs, self._builder, self._consumers, self._opset, self._floats)
         self._builder.take_added()
         try:
             outputs = lower_node(call)
