@@ -1,4 +1,4 @@
-"""Lowering of convolutions, transposed convolutions and average pooling over one to three spatial axes."""
+"""Lowering of convolutions, transposed convolutions and sums over windows in one to three spatial axes."""
 
 from __future__ import annotations
 
@@ -94,10 +94,37 @@ def average_pool(call: Call, x: Variable) -> Variable:
     uniform = bool(np.all(divisor == divisor.flat[0]))
     if uniform:
         weight = weight / divisor.flat[0]
-    alone = call.reshape(x, (*x.shape[:2], 1, *spatial))
-    sums = call.emit(_conv(weight, None, along, 1), alone)
-    pooled = call.reshape(sums, (*x.shape[:2], *(track.count for track in along)))
+    pooled = _channel_sums(call, x, weight, along)
     return pooled if uniform else call.emit(ScaleShift(1.0 / divisor), pooled)
+
+
+def _channel_sums(call: Call, x: Variable, weight: np.ndarray, along: Sequence[Track]) -> Variable:
+    """Every channel by itself convolved with one weight."""
+    alone = call.reshape(x, (*x.shape[:2], 1, *x.shape[2:]))
+    sums = call.emit(_conv(weight, None, along, 1), alone)
+    return call.reshape(sums, (*x.shape[:2], *(track.count for track in along)))
+
+
+def lower_lp_pool(call: Call) -> Variable:
+    """(Σ |x|ᵖ)^(1/p) over each window; at p = 2 its slope has no bound where a whole window may be 0."""
+    x, root = call.variable(), _norm(call)
+    along = pool_tracks(call, spatial_shape(call, x.shape))
+    weight = np.ones((1, 1, *(track.kernel for track in along)))
+    sums = _channel_sums(call, call.curve("abs" if root == 1 else "square", x), weight, along)
+    return sums if root == 1 else call.curve("sqrt", sums)
+
+
+def lower_global_lp_pool(call: Call) -> Variable:
+    x, root = call.variable(), _norm(call)
+    if len(x.shape) < 3:
+        call.refuse(f"a tensor of shape {x.shape} has no spatial axes")
+    sums = call.sum(call.curve("abs" if root == 1 else "square", x), tuple(range(2, len(x.shape))))
+    return sums if root == 1 else call.curve("sqrt", sums)
+
+
+def _norm(call: Call) -> int:
+    p = int(call.attribute("p", 2))
+    return p if p in (1, 2) else call.refuse(f"the norm p = {p}", "pool with p = 1 or 2")
 
 
 def _divisor(call: Call, along: Sequence[Track]) -> np.ndarray:
@@ -126,4 +153,6 @@ ROWS = {
     "ConvTranspose": lower_conv_transpose,
     "AveragePool": lower_average_pool,
     "GlobalAveragePool": lower_global_average_pool,
+    "LpPool": lower_lp_pool,
+    "GlobalLpPool": lower_global_lp_pool,
 }

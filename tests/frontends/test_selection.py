@@ -266,7 +266,7 @@ def test_a_curve_that_others_read_stays_where_it_is() -> None:
 def test_padding_leaves_no_derivative_open(attributes: dict[str, Any]) -> None:
     graph = lower(make_model([node("MaxPool", "x", kernel_shape=[3, 3], **attributes)], (1, 4, 5)))
     point = np.random.default_rng(0).normal(size=(1, 1, 4, 5))
-    for output in (0, 4, 7):
+    for output in range(0, graph.output_shape[0], 3):
         certificate = certify_monotonicity(graph, point, Box.around(point, 0.0), output=output, device="cpu")
         assert np.abs(certificate.upper - certificate.lower).max() < 1e-9
         assert certificate.lower.sum() == pytest.approx(1)

@@ -83,6 +83,19 @@ def test_global_average_pools(axes: int) -> None:
     )
 
 
+@given(seed=seeds, axes=st.integers(1, 3), p=st.sampled_from((1, 2)), opset=st.sampled_from((7, 11, 18, 22)))
+def test_pools_of_norms_compute_what_onnxruntime_computes(seed: int, axes: int, p: int, opset: int) -> None:
+    rng = np.random.default_rng(seed)
+    spatial = some(rng, 1, 8, axes)
+    attributes = random_window(rng, spatial, dilated=opset >= 18 and bool(rng.random() < 0.5), pool=True)
+    if opset >= 18:
+        attributes["ceil_mode"] = int(rng.integers(0, 2))
+    model = make_model([node("LpPool", "x", p=p, **attributes)], (2, *spatial), opset=opset, check=False)
+    assert_lowers_exactly(model, (2, *spatial), seed)
+    opset = min(opset, 21)  # onnxruntime has no newer global one
+    assert_lowers_exactly(make_model([node("GlobalLpPool", "x", p=p)], (2, *spatial), opset=opset), (2, *spatial), seed)
+
+
 def random_weight(*shape: int) -> np.ndarray:
     return np.random.default_rng(3).normal(size=shape).astype(np.float32)
 
@@ -176,6 +189,7 @@ REFUSED = {
     "SAME where the stride skips": (
         node("AveragePool", "x", kernel_shape=[1], strides=[3], auto_pad="SAME_UPPER"), (1, 4), {}, "departs from the standard",
     ),
+    "a cubic norm": (node("LpPool", "x", kernel_shape=[2], p=3), (1, 4), {}, "the norm p = 3"),
     "an empty window": (node("AveragePool", "x", kernel_shape=[2], pads=[2, 0]), (1, 4), {}, "padding alone"),
     "output padding as long as the stride": (
         node("ConvTranspose", "x w", output_padding=[1], strides=[1], dilations=[2]), (2, 4), {"w": random_weight(2, 2, 2)},
