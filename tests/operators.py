@@ -11,7 +11,7 @@ BEGIN, END = "<!-- operators: begin -->", "<!-- operators: end -->"
 # module: family, and how its bounds relate to what the operators do
 FAMILIES = {
     "lowering_products": ("matrix products", "exact with a constant factor, else relaxed"),
-    "lowering_spatial": ("convolution and average pooling", "exact"),
+    "lowering_spatial": ("convolution and pools of sums", "exact; LpPool and GlobalLpPool relaxed"),
     "lowering_selection": ("selection", "exact where one entry is the largest, else relaxed"),
     "lowering_arithmetic": ("arithmetic", "exact with constants; products, quotients and powers of variables relaxed"),
     "lowering_reductions": ("reductions", "sums and means exact, others relaxed"),
