@@ -14,6 +14,7 @@ from mlflow_lipschitz.engine.rules.registry import is_supported
 from mlflow_lipschitz.frontends import (
     lowering_attention,
     lowering_elementwise,
+    lowering_microsoft,
     lowering_normalization,
     lowering_recurrent,
     lowering_selection,
@@ -41,9 +42,10 @@ ALWAYS_RELAXED = frozenset(
         lowering_elementwise.CURVES, lowering_selection.ROWS, lowering_softmax.ROWS, lowering_attention.ROWS,
         lowering_recurrent.ROWS, lowering_normalization.ROWS,
         ("Pow", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceSumSquare"),
+        ("LpPool", "GlobalLpPool", "QuantizeLinear", "QLinearConv", "QLinearMatMul", *lowering_microsoft.ROWS),
     )
     for name in rows
-) - {"BatchNormalization", "PRelu"}  # fmt: skip
+) - {"BatchNormalization", "DequantizeLinear", "PRelu"}  # fmt: skip
 
 
 def cost(emitted: Sequence[Op]) -> tuple[Verdict, str]:
