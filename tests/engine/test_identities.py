@@ -21,6 +21,7 @@ from mlflow_lipschitz.engine.propagation.pre_activation import bound_nodes
 from mlflow_lipschitz.engine.propagation.problem import Problem
 from mlflow_lipschitz.engine.rules.registry import rule_for
 from mlflow_lipschitz.engine.rules.weights import Weights
+from mlflow_lipschitz.engine.transforms.clarke_jacobian import clarke_jacobian
 from tests.properties import at_least, at_most
 
 SPECIAL = (0.0, 1.0, -1.0, 5e-324, 1e-200, -1e-160, 40.0, -40.0, 700.0, -800.0, 1e5, -1e5, 1e160)
@@ -157,3 +158,13 @@ def test_what_cannot_be_normalized_is_refused(axes: tuple[int, ...], factor: flo
     builder = GraphBuilder()
     with pytest.raises(ValueError, match=r"Normalized|Sum"):
         building.normalized(builder, builder.add(ops.Input((2,))), axes, factor=factor, epsilon=epsilon)
+
+
+def test_a_curve_of_one_value_is_bounded_once() -> None:
+    builder = GraphBuilder()
+    logarithm = building.log_softmax(builder, builder.add(ops.Input((3,))))
+    gradient = clarke_jacobian(builder.build(builder.add(ops.Elementwise("exp"), logarithm)))
+    of_value = [
+        node.inputs for node in gradient.nodes if isinstance(node.op, ops.Elementwise) and node.op.curve == "exp"
+    ]
+    assert len(of_value) == len(set(of_value))

@@ -19,7 +19,7 @@ def clarke_jacobian(graph: Graph) -> Graph:
     Raises:
         UnsupportedOperator: a node on the way has no derivative rule.
     """
-    builder = GraphBuilder(graph)
+    builder = _Differentiating(graph)
     gradients = {graph.output: builder.add(ops.Cotangent(graph.output_shape))}
     for index in range(graph.output, -1, -1):
         node = graph.nodes[index]
@@ -32,3 +32,28 @@ def clarke_jacobian(graph: Graph) -> Graph:
         zero = ops.ScaleShift(scale=ops.frozen_array(np.zeros(())))
         gradients[graph.input] = builder.add(zero, graph.input)
     return builder.build(gradients[graph.input])
+
+
+class _Differentiating(GraphBuilder):
+    """Appends to a graph; a curve of a value that is there already (the derivative of exp is exp) is not bounded twice."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__(graph)
+        self._curves = {_key(node.op, node.inputs): i for i, node in enumerate(graph.nodes) if _is_curve(node.op)}
+
+    def add(self, op: ops.Op, *inputs: int, name: str = "") -> int:
+        if not _is_curve(op):
+            return super().add(op, *inputs, name=name)
+        known = self._curves.get(_key(op, inputs))
+        if known is None:
+            known = self._curves[_key(op, inputs)] = super().add(op, *inputs, name=name)
+        return known
+
+
+def _is_curve(op: ops.Op) -> bool:
+    return isinstance(op, ops.Elementwise)
+
+
+def _key(op: ops.Op, inputs: tuple[int, ...]) -> tuple[str, tuple[float, ...], tuple[int, ...]]:
+    assert isinstance(op, ops.Elementwise)
+    return op.curve, op.parameters, inputs
