@@ -16,6 +16,7 @@ from mlflow_lipschitz.engine.ir.ops import Elementwise, Reshape, ScaleShift, Sum
 from mlflow_lipschitz.frontends.values import Shape
 
 SQRT2 = math.sqrt(2)
+LARGEST_RATE = 1e4  # beyond it and its reciprocal, dividing by a rate would enlarge the curve's own rounding errors
 
 
 @dataclass(frozen=True)
@@ -143,14 +144,14 @@ def _softsign(builder: GraphBuilder, x: int, reciprocal: Node, outside: Line) ->
 
 
 def _rate(builder: GraphBuilder, x: int, y: int) -> tuple[float, float] | None:
-    """(k, d) where the node y is k x + d with k other than 0."""
+    """(k, d) where the node y is k x + d, with k neither huge nor tiny."""
     line, other = _line(builder, x), _line(builder, y)
     if x == y:
         return 1.0, 0.0
     if line.index != other.index or line.scale == 0 or other.scale == 0:
         return None
     k = other.scale / line.scale
-    return k, other.shift - k * line.shift
+    return (k, other.shift - k * line.shift) if 1 / LARGEST_RATE <= abs(k) <= LARGEST_RATE else None
 
 
 def _line(builder: GraphBuilder, index: int, *, copies: bool = False) -> Line:

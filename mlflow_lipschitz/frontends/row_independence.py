@@ -113,26 +113,37 @@ def _refused_output(lowered: LoweredModel, reason: str) -> UnsupportedOperator:
 def _refuse_mixing(lowered: LoweredModel, graph: Graph) -> None:
     """Raise for the first node with an entry that depends on two rows, if there is one."""
     origins = {node_name(node): node for node in reversed(lowered.nodes)}
-    for node, depends in _dependencies(graph):
-        if bool((depends[0::2] & depends[1::2]).any()):
-            reason = "it mixes the rows of a batch: an entry of its result depends on several of them"
-            if node.name in origins:
-                raise refusal(origins[node.name], reason, BATCH_REMEDY)
-            raise UnsupportedOperator(type(node.op).__name__, node.name, reason=reason, remedy=BATCH_REMEDY)
+    rows = graph.input_shape[0]
+    first = min((index for bit in _bits(rows) if (index := _first_mixture(graph, bit)) is not None), default=None)
+    if first is not None:
+        node = graph.nodes[first]
+        reason = "it mixes the rows of a batch: an entry of its result depends on several of them"
+        if node.name in origins:
+            raise refusal(origins[node.name], reason, BATCH_REMEDY)
+        raise UnsupportedOperator(type(node.op).__name__, node.name, reason=reason, remedy=BATCH_REMEDY)
 
 
-def _dependencies(graph: Graph) -> Iterator[tuple[Node, Tensor]]:
-    """Per node (2 · bits, *shape): for each bit of a row's number, whether rows with it set, and unset, are depended on.
+def _first_mixture(graph: Graph, bit: int) -> int | None:
+    """The first node with an entry that depends on a row whose number has the bit set, and on one without."""
+    return next(
+        (i for i, depends in enumerate(_dependencies(graph, bit)) if bool((depends[0] & depends[1]).any())), None
+    )
 
-    Two different rows differ in a bit, so an entry that depends on both has both answers true for that bit.
-    """
+
+def _bits(rows: int) -> range:
+    """Bits of a row's number: two different rows differ in one, so that a pass for each bit tells any two rows apart."""
+    return range(max(1, (rows - 1).bit_length()))
+
+
+def _dependencies(graph: Graph, bit: int) -> Iterator[Tensor]:
+    """Per node (2, *shape): whether an entry depends on rows whose number has the bit set, and on rows without it."""
     weights = weights_of(graph, torch.device("cpu"))
     last_reader = {source: index for index, node in enumerate(graph.nodes) for source in node.inputs}
     found: dict[int, Tensor] = {}
     for index, node in enumerate(graph.nodes):
         inputs = [found[i] for i in node.inputs]
         if isinstance(node.op, ops.Input):
-            found[index] = _marked_rows(node.shape)
+            found[index] = _marked_rows(node.shape, bit)
         elif is_affine_map(node.op):
             full = weights[index].full
             pattern = None if full is None else (full != 0).to(torch.float64)
@@ -141,17 +152,15 @@ def _dependencies(graph: Graph) -> Iterator[tuple[Node, Tensor]]:
             found[index] = marked[:, 0] > 0
         else:
             found[index] = _of_any_operand(node, inputs)
-        yield node, found[index]
+        yield found[index]
         for source in {source for source in node.inputs if last_reader[source] == index}:
             del found[source]
 
 
-def _marked_rows(shape: tuple[int, ...]) -> Tensor:
-    rows = torch.arange(shape[0])
-    bits = max(1, (shape[0] - 1).bit_length())
-    answers = [(rows >> bit) & 1 == value for bit in range(bits) for value in (1, 0)]
-    marks = torch.stack(answers).reshape(2 * bits, shape[0], *(1,) * (len(shape) - 1))
-    return marks.expand(2 * bits, *shape)
+def _marked_rows(shape: tuple[int, ...], bit: int) -> Tensor:
+    """(2, *shape): the rows whose number has the bit set, and the others."""
+    with_it = ((torch.arange(shape[0]) >> bit) & 1).bool().reshape(-1, *(1,) * (len(shape) - 1))
+    return torch.stack([with_it, ~with_it]).expand(2, *shape)
 
 
 def _of_any_operand(node: Node, inputs: list[Tensor]) -> Tensor:
@@ -166,9 +175,14 @@ def _of_any_operand(node: Node, inputs: list[Tensor]) -> Tensor:
 
 def _rows_apart(graph: Graph, rows: int) -> bool:
     """Whether each row of the output, axis 0, depends on the input row of its own number only."""
-    for node, depends in _dependencies(graph):
-        if node is graph.nodes[graph.output]:
-            return not bool((depends & ~_marked_rows((rows, *node.shape[1:]))).any())
+    return all(_apart(graph, rows, bit) for bit in _bits(rows))
+
+
+def _apart(graph: Graph, rows: int, bit: int) -> bool:
+    """Whether output rows depend on input rows of which this bit is the same."""
+    for index, depends in enumerate(_dependencies(graph, bit)):
+        if index == graph.output:
+            return not bool((depends & ~_marked_rows((rows, *depends.shape[2:]), bit)).any())
     return False
 
 

@@ -21,7 +21,7 @@ ROOT = np.float32(math.sqrt(2))
 CONSTANTS = {
     "root": ROOT, "third": np.float32(1 / 3), "half": np.float32(0.5), "one": np.float32(1), "two": np.float32(2),
     "three": np.float32(3), "zero": np.float32(0), "six": np.float32(6), "sixth": np.float32(1 / 6), "k": np.float32(0.7),
-    "rates": np.array([1, 2, 3, 4], np.float32), "eps": np.float32(1e-3), "minus": np.float32(-1),
+    "rates": np.array([1, 2, 3, 4], np.float32), "eps": np.float32(1e-3), "minus": np.float32(-1), "tiny": np.float32(1e-9),
     "axis": np.array([1]), "last": np.array([-1]),
 }  # fmt: skip
 
@@ -104,6 +104,7 @@ LEFT_ALONE: dict[str, list[Any]] = {
     "a gate and an offset": [node("Sigmoid", "x", "s"), node("Add", "s one", "g"), node("Mul", "x g")],
     "a ramp off center": [node("Add", "x two", "a"), node("Clip", "a zero six", "c"), node("Mul", "x c")],
     "a ramp from below zero": [node("Add", "x three", "a"), node("Clip", "a minus six", "c"), node("Mul", "x c")],
+    "a gate of a tiny rate": [node("Mul", "x tiny", "a"), node("Sigmoid", "a", "g"), node("Mul", "x g")],
     "a broadcast gate": [node("ReduceSum", "x axis", "r"), node("Sigmoid", "r", "g"), node("Mul", "x g")],
     "a pole": [node("Abs", "x", "b"), node("Sub", "b one", "a"), node("Div", "x a")],
     "an exponential and two": [node("Exp", "x", "e"), node("Add", "e two", "a"), node("Log", "a")],
