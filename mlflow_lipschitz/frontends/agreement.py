@@ -9,6 +9,8 @@ variation. An offset shared by all rows, a large output beside a small one, or o
 - Where a decision is judged, the leads of the largest output over each other one are compared as well, relative to the
   typical lead, and the decision itself must be the same on every row. Outputs too close to tell which is the largest are
   no excuse: such a row is refused if the two programs decide it differently.
+- A quantized model rounds between its layers, and where a value lies halfway another arithmetic rounds it the other way. Every row
+  must then stay in the band that bounds allow for at that very point, and the typical row must follow the graph closely.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from mlflow_lipschitz.errors import FidelityError
 # A result is a sum of rounded terms: some roundings of its own size are no sign of another function.
 ROUNDINGS = 16
 LARGEST_SHARE = 0.01
+# Of what an output varies by: how far the typical row of a model that rounds between its layers may be off.
+TYPICAL_SHARE = 0.02
 
 NOT_THE_SAME = "What would be certified is not the model that is served"
 
@@ -60,11 +64,15 @@ class Comparison:
 class Agreement:
     """What the graph's outputs, (rows, outputs), make of differences: computed once from all rows that are known.
 
-    With `decides`, the largest output, or the sign of a single one, is a decision that must be the same.
+    With `decides`, the largest output, or the sign of a single one, is a decision that must be the same. `band`, (outputs,), is how
+    far rounding between layers can move an output.
     """
 
-    def __init__(self, own: np.ndarray, precision: Precision, *, decides: bool = False) -> None:
+    def __init__(
+        self, own: np.ndarray, precision: Precision, *, decides: bool = False, band: np.ndarray | None = None
+    ) -> None:
         self.decides = decides
+        self._band = np.zeros(own.shape[1]) if band is None else band
         self.precision = precision
         self._center = np.median(own, axis=0)
         self._spread = np.array([_spread(column) for column in own.T])
@@ -75,8 +83,13 @@ class Agreement:
         if own.shape != other.shape:
             raise FidelityError(f"{what}: {other.shape[1]} outputs per row against {own.shape[1]} of the graph")
         size = np.maximum(self._spread, np.abs(own - self._center))
-        comparison = Comparison(what, np.abs(own - other), self._allowed(size, np.abs(own)))
+        closely = self._allowed(size, np.abs(own))
+        comparison = Comparison(what, np.abs(own - other), np.maximum(closely, self._band))
         comparison.require_small()
+        if np.any(self._band > 0):
+            typical = np.median(comparison.differences, axis=0, keepdims=True)
+            allowed = np.maximum(np.median(closely, axis=0), TYPICAL_SHARE * self._spread)[None]
+            Comparison(f"{what}, the typical row", typical, allowed).require_small()
         if self.decides:
             self._compare_leads(what, own, other).require_small()
             require_same_decision(what, own, decisions(other))
@@ -88,6 +101,7 @@ class Agreement:
         size = np.maximum(self._lead, leads)
         magnitude = np.maximum(np.abs(_scores(own)), np.abs(own).max(axis=1, keepdims=True))
         allowed = self._allowed(size, magnitude)
+        allowed = np.maximum(allowed, 2 * self._band.max(initial=0.0))
         return Comparison(f"{what}, leads of the largest", np.abs(leads - _leads(other, top)), allowed)
 
     def _allowed(self, size: np.ndarray, magnitude: np.ndarray) -> np.ndarray:

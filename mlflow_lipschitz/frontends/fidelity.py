@@ -11,9 +11,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 
+from mlflow_lipschitz.engine.domains.region import Box
 from mlflow_lipschitz.engine.ir.graph import Graph
-from mlflow_lipschitz.engine.propagation.interpreter import evaluate
+from mlflow_lipschitz.engine.ir.ops import Rounding
+from mlflow_lipschitz.engine.propagation.interpreter import enclose, evaluate
+from mlflow_lipschitz.engine.propagation.problem import Problem
+from mlflow_lipschitz.engine.rules.weights import weights_of
 from mlflow_lipschitz.errors import FidelityError
 from mlflow_lipschitz.frontends.agreement import Agreement, Comparison, Precision
 from mlflow_lipschitz.frontends.classification import classes_of
@@ -102,7 +107,8 @@ def replay(
     )
     own = _own_outputs(graph, rounded, len(points))
     name, classes = output_name(model, options.output), classes_of(model)
-    agreement = Agreement(own, _precision(source, options), decides=options.decides or classes is not None)
+    decides = options.decides or classes is not None
+    agreement = Agreement(own, _precision(source, options), decides=decides, band=_rounding_band(graph, rounded, own))
     reference = _run_onnxruntime(model, source, rounded, name)
     rows = len(points)
     comparisons = [agreement.compare("graph against onnxruntime", own[:rows], reference[:rows])]
@@ -127,6 +133,17 @@ def _own_outputs(graph: Graph, points: np.ndarray, rows: int) -> np.ndarray:
         place = f"row {bad[0]}" if bad[0] < rows else f"point {bad[0] - rows} of the region"
         raise FidelityError(f"the graph gives NaN or infinity on {place}")
     return own
+
+
+def _rounding_band(graph: Graph, points: np.ndarray, own: np.ndarray) -> np.ndarray | None:
+    """How far each output can be from the graph's if values that are rounded go the other way; None where none is."""
+    if not any(isinstance(node.op, Rounding) for node in graph.nodes):
+        return None
+    weights = weights_of(graph, torch.device("cpu"))
+    boxes = (torch.from_numpy(chunk.astype(np.float64)) for chunk in _chunks(points))
+    ranges = [enclose(Problem(graph, weights, Box(box, box))) for box in boxes]
+    low, high = (np.concatenate([getattr(part, end)[:, 0].numpy() for part in ranges]) for end in ("lower", "upper"))
+    return np.asarray(np.maximum(high - own, own - low).max(axis=0))
 
 
 def _report(comparisons: list[Comparison], rows: int) -> FidelityReport:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,15 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from mlflow_lipschitz.certify import certified_radius, certify_lipschitz
 from mlflow_lipschitz.engine.domains.region import Box
 from mlflow_lipschitz.engine.ir import ops
 from mlflow_lipschitz.engine.propagation.interpreter import evaluate
-from mlflow_lipschitz.errors import UnsupportedOperator
+from mlflow_lipschitz.errors import FidelityError, UnsupportedOperator
+from mlflow_lipschitz.frontends.fidelity import replay
 from mlflow_lipschitz.frontends.lowering import lower
 from tests.frontends.checks import value_bounds
 from tests.frontends.onnx_models import assert_lowers_exactly, make_model, node, run_onnxruntime
@@ -42,6 +44,7 @@ def assert_rounds_like_onnxruntime(model: onnx.ModelProto, shape: tuple[int, ...
     graph = lower(model)
     actual, expected = evaluate(graph, points).numpy(), run_onnxruntime(model, points).astype(np.float64)
     slack = SLACK * max(1.0, np.abs(expected).max())
+    assert np.ptp(expected, axis=0).min() > 0
     assert np.mean(np.abs(actual - expected) <= slack) > 0.8
     low, high = value_bounds(graph, Box.around(points.astype(np.float64), 0.0))
     assert np.all((low - slack <= expected) & (expected <= high + slack))
@@ -168,7 +171,8 @@ def network() -> onnx.ModelProto:
         node("MatMul", "t n"),
     ]
     shapes = {"a": (4, 2, 3, 3), "b": (4,), "c": (4, 4, 2, 2), "d": (4, 4, 2, 2), "e": (8, 5), "m": (5,), "n": (5, 3)}
-    return make_model(nodes, (2, 8, 8), {name: weight(*shape) for name, shape in shapes.items()}, opset=17)
+    constants = {name: weight(*shape) / math.prod(shape[1:]) ** 0.5 for name, shape in shapes.items()}
+    return make_model(nodes, (2, 8, 8), constants, opset=17)
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +209,21 @@ def test_what_is_served_around_a_point_stays_within_the_bounds(quantize: Any, fo
     served = run_onnxruntime(model, points.astype(np.float32))
     assert np.all((low - SLACK <= served) & (served <= high + SLACK))
     assert np.all(high - low < np.inf)
+
+
+@pytest.mark.parametrize("form", [QuantFormat.QDQ, QuantFormat.QOperator])
+def test_a_quantized_model_is_replayed(quantize: Any, form: QuantFormat) -> None:
+    """Also where a tie is rounded the other way; a model of other weights is not taken for it."""
+    model = quantize(form, QuantType.QUInt8, per_channel=False)
+    points = np.random.default_rng(0).normal(size=(100, 2, 8, 8))
+    report = replay(lower(model), model, points, extra_points=points[:20] + 0.01)
+    assert report.rows == 100
+    other = onnx.ModelProto()
+    other.CopyFrom(model)
+    scale = next(part for part in other.graph.initializer if part.name == "a_scale")
+    scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) * np.float32(1.2), "a_scale"))
+    with pytest.raises(FidelityError, match="differ"):
+        replay(lower(other), model, points)
 
 
 def test_a_quantized_classifier_has_a_radius_and_no_lipschitz_constant() -> None:
