@@ -252,6 +252,12 @@ CASES: dict[str, Build] = {
     "matrix product of two variables": _around(
         lambda rng, builder, x: _matrix_product(builder, x, _pair(rng, builder, x)), (2, 2)
     ),
+    "matmul": _around(
+        lambda rng, builder, x: builder.add(
+            ops.MatMul(), x, builder.add(ops.Transpose((1, 0)), _pair(rng, builder, x))
+        ),
+        (2, 2),
+    ),
     "division": _around(_quotient),
     "softmax": _around(lambda rng, builder, x: _softmax(builder, x)),
     "softmax of rows": _around(lambda rng, builder, x: _softmax(builder, x), (2, 2)),

@@ -92,6 +92,8 @@ def _apply(node: Node, xs: list[np.ndarray], exact: Callable[[Any], Any], side: 
             return xs[0] + xs[1]
         case ops.Multiply():
             return xs[0] * xs[1]
+        case ops.MatMul():
+            return xs[0] @ xs[1]
         case ops.Maximum():
             wins = np.vectorize(lambda a, b: a.value > b.value or (a.value == b.value and bool(side)))
             return np.where(wins(xs[0], xs[1]), xs[0], xs[1])

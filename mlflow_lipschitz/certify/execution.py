@@ -18,7 +18,7 @@ T = TypeVar("T")
 # Float64 numbers in one tensor of linear forms. On a CPU what stays in the cache; on a GPU what fills it.
 _CPU_ENTRIES = 1 << 17
 _CUDA_ENTRIES = 1 << 26
-_ROWS = (8, 1 << 20)  # at least, at most
+_ROWS = (64, 1 << 20)  # at least, at most
 
 
 def resolve_device(device: str) -> torch.device:

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from mlflow_lipschitz.engine.ir.ops import Conv, Linear, Multiply
+from mlflow_lipschitz.engine.ir.ops import Conv, Linear, MatMul
 from mlflow_lipschitz.frontends.lowering_context import Call, Shape, Value, Variable
 
 
@@ -56,14 +56,11 @@ def contract(call: Call, a: Value, b: Value) -> Value:
 
 
 def _of_variables(call: Call, a: Variable, b: Variable) -> Variable:
-    """Every product once, then their sum: as many entries as the product has multiplications, and no more."""
     lead = call.broadcast(a.shape[:-2], b.shape[:-2])
-    (rows, length), columns = a.shape[-2:], b.shape[-2]
-    left = call.reshape(a, (*a.shape[:-1], 1, length))
-    right = call.reshape(b, (*b.shape[:-2], 1, columns, length))
-    full = (*lead, rows, columns, length)
-    products = call.emit(Multiply(), call.expand(left, full), call.expand(right, full))
-    return call.sum(products, (len(full) - 1,), keepdims=False)
+    left, right = (call.expand(x, (*lead, *x.shape[-2:])) for x in (a, b))
+    turned = swapped(call, right)
+    assert isinstance(turned, Variable)
+    return call.emit(MatMul(), left, turned)
 
 
 def _with_constants(call: Call, x: Variable, stack: np.ndarray) -> Variable:

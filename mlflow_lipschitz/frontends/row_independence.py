@@ -166,6 +166,9 @@ def _marked_rows(shape: tuple[int, ...], bit: int) -> Tensor:
 def _of_any_operand(node: Node, inputs: list[Tensor]) -> Tensor:
     if isinstance(node.op, ops.Concat):
         return torch.cat(inputs, 1 + node.op.axis)
+    if isinstance(node.op, ops.MatMul):
+        left, right = inputs
+        return left.any(-1, keepdim=True) | right.any(-2, keepdim=True)
     if isinstance(node.op, _OF_THE_SAME_ENTRY):
         return torch.stack(inputs).any(0)
     # Of any other op every entry of the result may depend on every entry of the operands.

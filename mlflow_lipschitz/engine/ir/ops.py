@@ -132,6 +132,16 @@ class Multiply(Op):
 
 
 @dataclass(frozen=True, eq=False)
+class MatMul(Op):
+    """Matrix product of two variable values (*lead, n, k) and (*lead, k, m) on their last two axes."""
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        a, b = shapes
+        require(len(a) == len(b) >= 2 and a[:-2] == b[:-2] and a[-1] == b[-2], f"MatMul of {shapes}")
+        return (*a[:-1], b[-1])
+
+
+@dataclass(frozen=True, eq=False)
 class Elementwise(Op):
     """A scalar curve applied to every entry; `curve` is a row of rules/curves/table.py, `parameters` its constants."""
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from mlflow_lipschitz.engine.domains.axes import entries
-from mlflow_lipschitz.engine.domains.rounding import gamma
+from mlflow_lipschitz.engine.domains.rounding import error_bound, gamma
 from mlflow_lipschitz.engine.ir import ops
 from mlflow_lipschitz.engine.propagation.node_bounds import NodeBounds
 from mlflow_lipschitz.engine.propagation.problem import Problem
 from mlflow_lipschitz.engine.rules.registry import rule_for
-from mlflow_lipschitz.engine.rules.relaxation import Relaxation
+from mlflow_lipschitz.engine.rules.relaxation import BackwardStep, dot
 
 # For sums that may underflow to zero altogether; far above n · 2⁻¹⁰⁷⁴ for any n that fits into memory.
 _UNDERFLOW = 2.0**-960
@@ -36,12 +36,11 @@ class _Form(NamedTuple):
         return _Form(self.coeffs + other.coeffs, norm)
 
 
-class _Step(NamedTuple):
-    """One backward step: forms on the node's inputs, the constant part, and the ℓ1 norm its rounding error scales with."""
+class InputForm(NamedTuple):
+    """An upper bound coeffs · x + offset over the region; `coeffs` (points, objectives, rows, *input shape) or None."""
 
-    passed: list[tuple[int, _Form]]
-    offset: Tensor | None
-    norm: Tensor
+    coeffs: Tensor | None
+    offset: Tensor
 
 
 def upper_bounds(problem: Problem, bounds: Sequence[NodeBounds], target: int, coeffs: Tensor) -> Tensor:
@@ -56,9 +55,25 @@ def upper_bounds(problem: Problem, bounds: Sequence[NodeBounds], target: int, co
     Returns:
         (points, objectives or 1, rows); +inf where nothing could be proved.
     """
+    return concretize(problem, upper_form(problem, bounds, target, coeffs))
+
+
+def concretize(problem: Problem, form: InputForm) -> Tensor:
+    """The largest value of the form over the region, rounded upward; +inf where that is not a finite number."""
+    bound = form.offset
+    if form.coeffs is not None:
+        largest = problem.region.support(form.coeffs)
+        bound = bound + largest + error_bound(bound.abs() + largest.abs(), 1)
+    # −∞ is no upper bound of a finite value either: something overflowed on the way.
+    return torch.where(bound.isfinite(), bound, torch.inf)
+
+
+def upper_form(problem: Problem, bounds: Sequence[NodeBounds], target: int, coeffs: Tensor) -> InputForm:
+    """As `upper_bounds`, before the input is maximised over the region."""
     nodes = problem.graph.nodes
     pending: dict[int, _Form] = {target: _Form(coeffs, None)}
-    total: Tensor | float = 0.0
+    on_input: Tensor | None = None
+    total: Tensor = torch.zeros(coeffs.shape[:3], dtype=torch.float64, device=coeffs.device)
     error: Tensor | float = 0.0
     for index in range(target, -1, -1):
         form = pending.pop(index, None)
@@ -66,7 +81,7 @@ def upper_bounds(problem: Problem, bounds: Sequence[NodeBounds], target: int, co
             continue
         node = nodes[index]
         if isinstance(node.op, ops.Input):
-            total = total + problem.region.support(form.coeffs)
+            on_input = form.coeffs
             continue
         if isinstance(node.op, ops.Cotangent):
             value, slack = _dot_cotangent(problem, form.coeffs, len(nodes))
@@ -79,53 +94,27 @@ def upper_bounds(problem: Problem, bounds: Sequence[NodeBounds], target: int, co
         step = _step(problem, known, index, form)
         error = error + step.norm * known.magnitude[:, :, None] * gamma(terms) + known.underflow[:, :, None]
         total = total if step.offset is None else total + step.offset
-        for source, passed in step.passed:
+        for position, onward, norm in step.passed:
+            source, passed = node.inputs[position], _Form(onward, norm)
             pending[source] = passed if source not in pending else pending[source].plus(passed)
     # Additions into `total` are counted in each node's `terms`; the factor covers the rounding of the error terms themselves.
-    bound = total + error * (1 + 2.0**-20)
-    assert isinstance(bound, Tensor)
-    # −∞ is no upper bound of a finite value either: something overflowed on the way.
-    return torch.where(bound.isfinite(), bound, torch.inf)
+    return InputForm(on_input, total + error * (1 + 2.0**-20))
 
 
-def _step(problem: Problem, known: NodeBounds, index: int, form: _Form) -> _Step:
+def _step(problem: Problem, known: NodeBounds, index: int, form: _Form) -> BackwardStep:
     node = problem.graph.nodes[index]
     if known.relaxation is not None:
-        return _relax(known.relaxation, node.inputs, form.coeffs)
+        return known.relaxation.backward(form.coeffs)
     rule, shapes = rule_for(node.op), tuple(problem.graph.nodes[i].shape for i in node.inputs)
     weights = problem.weights[index]
     passed = rule.backward(node.op, weights, form.coeffs, shapes)
     norm = entries(form.coeffs.abs(), 3).sum(-1) if form.norm is None else form.norm
     offset = rule.offset(node.op, weights, form.coeffs, shapes)
-    return _Step([(i, _Form(c, None)) for i, c in zip(node.inputs, passed, strict=True)], offset, norm)
-
-
-def _relax(relaxation: Relaxation, inputs: tuple[int, ...], coeffs: Tensor) -> _Step:
-    """Upper plane under a positive coefficient, lower plane under a negative one: A·mean + |A|·half the difference.
-
-    Rounding of mean and half difference is within `RelaxedOp.rounding_terms`.
-    """
-    size = coeffs.abs()
-    norm = entries(size, 3).sum(-1)
-    passed = []
-    for position, slope, steepest in zip(relaxation.operands, relaxation.slopes, relaxation.steepest, strict=True):
-        onward = coeffs * slope.mean
-        if slope.half is not None:
-            onward = torch.addcmul(onward, size, slope.half)
-        passed.append((inputs[position], _Form(onward, norm * steepest)))
-    offset = _dot(coeffs, relaxation.offset.mean)
-    if relaxation.offset.half is not None:
-        offset = offset + _dot(size, relaxation.offset.half)
-    return _Step(passed, offset, norm)
-
-
-def _dot(form: Tensor, values: Tensor) -> Tensor:
-    """Products summed over a node's entries. Measured on CPUs: a batch of matrix-vector products takes twice as long."""
-    return entries(form * values, 3).sum(-1)
+    return BackwardStep([(position, c, None) for position, c in enumerate(passed)], offset, norm)
 
 
 def _dot_cotangent(problem: Problem, form: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
     assert problem.cotangent is not None
     objective = problem.cotangent[:, :, None]
-    slack = (_dot(form.abs(), objective.abs()) + _UNDERFLOW) * gamma(form.shape[3:].numel() + nodes)
-    return _dot(form, objective), slack
+    slack = (dot(form.abs(), objective.abs()) + _UNDERFLOW) * gamma(form.shape[3:].numel() + nodes)
+    return dot(form, objective), slack

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from mlflow_lipschitz.engine.domains.interval import Interval
-from mlflow_lipschitz.engine.rules.relaxation import Relaxation
+from mlflow_lipschitz.engine.rules.relaxation import Enclosure
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class NodeBounds:
     """
 
     interval: Interval
-    relaxation: Relaxation | None = None
+    relaxation: Enclosure | None = None
     magnitude: Tensor | None = None
     underflow: Tensor | None = None
 

@@ -18,8 +18,10 @@ from mlflow_lipschitz.engine.domains.interval import Interval
 from mlflow_lipschitz.engine.domains.region import Box
 from mlflow_lipschitz.engine.ir import ops
 from mlflow_lipschitz.engine.ir.graph import Graph
-from mlflow_lipschitz.engine.propagation.backward import upper_bounds
+from mlflow_lipschitz.engine.propagation.backward import concretize, upper_form
+from mlflow_lipschitz.engine.propagation.forward import ForwardSweep
 from mlflow_lipschitz.engine.propagation.node_bounds import NodeBounds
+from mlflow_lipschitz.engine.propagation.plan import copies_behind, is_smooth, plan_of
 from mlflow_lipschitz.engine.propagation.problem import Problem
 from mlflow_lipschitz.engine.rules.affine_maps import affine_map, is_affine_map
 from mlflow_lipschitz.engine.rules.registry import SOURCES, rule_for
@@ -44,11 +46,13 @@ def bound_nodes(problem: Problem, refinement: Refinement | None) -> list[NodeBou
     for index, node in enumerate(graph.nodes):
         if isinstance(node.op, SOURCES):
             bounds.append(NodeBounds(_given(problem, node.op)))
-            continue
+        else:
+            if sweep is not None:
+                for position in rule_for(node.op, node.name).operands(node.op, len(node.inputs)):
+                    sweep.refine_operand(index, position)
+            bounds.append(_bound_node(problem, bounds, index, passes=sweep is not None and index in linked))
         if sweep is not None:
-            for position in rule_for(node.op, node.name).operands(node.op, len(node.inputs)):
-                sweep.refine_operand(index, position)
-        bounds.append(_bound_node(problem, bounds, index, passes=sweep is not None and index in linked))
+            sweep.carry_forward(index, tighten=index in linked)
     return bounds
 
 
@@ -56,7 +60,7 @@ def refine_node(problem: Problem, bounds: list[NodeBounds], target: int, refinem
     """The node's interval with every entry refined by its own linear form."""
     known = bounds[target].interval
     everything = torch.ones_like(known.lower[:, :1], dtype=torch.bool)
-    return _refined(problem, bounds, target, everything, refinement)
+    return _refined(problem, bounds, target, everything, refinement, None)
 
 
 class _Sweep:
@@ -67,6 +71,21 @@ class _Sweep:
     ) -> None:
         self._problem, self._refinement, self._bounds, self._settled = problem, refinement, bounds, settled
         self._done: dict[int, Tensor] = {}
+        self._plan = plan_of(problem.graph, settled)
+        self._forward = ForwardSweep(problem) if self._plan.forward else None
+
+    def carry_forward(self, index: int, *, tighten: bool) -> None:
+        """Carry linear forms on to the node, and take what they say of its range."""
+        if self._forward is None:
+            return
+        node, bounds = self._problem.graph.nodes[index], self._bounds
+        if isinstance(node.op, SOURCES):
+            self._forward.start(index)
+            return
+        self._forward.advance(index, *(bounds[i].interval for i in node.inputs))
+        # A curve's range over its argument is exact already.
+        if tighten and not isinstance(node.op, ops.Elementwise):
+            bounds[index] = bounds[index].with_interval(bounds[index].interval.intersect(self._forward.interval(index)))
 
     def refine_operand(self, consumer: int, position: int) -> None:
         """Tighten one input of a node, which comes next in the sweep, where that node's relaxation depends on it.
@@ -76,20 +95,31 @@ class _Sweep:
         nodes, bounds = self._problem.graph.nodes, self._bounds
         node = nodes[consumer]
         source = node.inputs[position]
-        copies, origin = self._copies_behind(source)
+        copies, origin = copies_behind(self._problem.graph, source)
         # A curve's range over its refined argument is exact already.
         if origin in self._settled or isinstance(nodes[origin].op, (*SOURCES, ops.Elementwise)):
             return
-        mask = rule_for(node.op).imprecise(node.op, *(bounds[i].interval for i in node.inputs))
+        smooth = is_smooth(node.op)
+        if smooth and origin in self._plan.left_out:
+            return
+        mask = rule_for(node.op).imprecise(node.op, position, *(bounds[i].interval for i in node.inputs))
         if mask is None:
             return
         for index in copies:
             mask = self._before_copying(index, mask)
+        if smooth and self._forward is not None:
+            if (
+                bounds[origin].relaxation is not None
+            ):  # what is loose there is its own enclosure: no pass would change it
+                return
+            mask = mask & self._forward.is_loose(origin, bounds[origin].interval)
         self._refine(origin, mask)
         for index in reversed(copies):
             inputs = [bounds[i].interval for i in nodes[index].inputs]
             interval = rule_for(nodes[index].op).interval(nodes[index].op, self._problem.weights[index], *inputs)
             bounds[index] = bounds[index].with_interval(interval)
+            if self._forward is not None:
+                self._forward.advance(index, *inputs)
 
     def _refine(self, target: int, mask: Tensor) -> None:
         """Refine the wanted entries that were not refined before: nothing a linear form passes has changed since."""
@@ -97,18 +127,9 @@ class _Sweep:
             mask = mask.any(1, keepdim=True)
         done = self._done.get(target)
         wanted = mask if done is None else mask & ~done
-        interval = _refined(self._problem, self._bounds, target, wanted, self._refinement)
+        interval = _refined(self._problem, self._bounds, target, wanted, self._refinement, self._forward)
         self._bounds[target] = self._bounds[target].with_interval(interval)
         self._done[target] = mask if done is None else mask | done
-
-    def _copies_behind(self, index: int) -> tuple[list[int], int]:
-        """The nodes from this one back that only copy entries, and the one they copy from."""
-        graph = self._problem.graph
-        copies = []
-        while _copies(graph, index):
-            copies.append(index)
-            (index,) = graph.nodes[index].inputs
-        return copies, index
 
     def _before_copying(self, index: int, mask: Tensor) -> Tensor:
         """Which entries of a copying node's input end up in the wanted entries of its output."""
@@ -116,12 +137,6 @@ class _Sweep:
         node = graph.nodes[index]
         shape = graph.nodes[node.inputs[0]].shape
         return affine_map(node.op).transpose(node.op, weights.full, mask.to(torch.float64), shape) != 0
-
-
-def _copies(graph: Graph, index: int) -> bool:
-    """Whether every entry of the node is an entry of its one input, or its negative, or constant."""
-    op, inputs = graph.nodes[index].op, graph.nodes[index].inputs
-    return is_affine_map(op) and affine_map(op).terms(op, graph.nodes[inputs[0]].shape) == 0
 
 
 def _bound_node(problem: Problem, bounds: Sequence[NodeBounds], index: int, *, passes: bool) -> NodeBounds:
@@ -140,7 +155,12 @@ def _bound_node(problem: Problem, bounds: Sequence[NodeBounds], index: int, *, p
 
 
 def _refined(
-    problem: Problem, bounds: Sequence[NodeBounds], target: int, mask: Tensor, refinement: Refinement
+    problem: Problem,
+    bounds: Sequence[NodeBounds],
+    target: int,
+    mask: Tensor,
+    refinement: Refinement,
+    forward: ForwardSweep | None,
 ) -> Interval:
     known = _per_point(bounds[target].interval, mask.shape[0])
     wanted = entries(mask, 2)
@@ -153,12 +173,14 @@ def _refined(
     lower, upper = entries(known.lower, 2), entries(known.upper, 2)
     for start in range(0, widest, step):
         chunk = rows[..., start : start + step]
-        ends = upper_bounds(problem, bounds, target, _signed_unit_rows(chunk, shape))
-        high, low = ends.split(chunk.shape[-1], 2)
+        form = upper_form(problem, bounds, target, _signed_unit_rows(chunk, shape))
+        high, low = concretize(problem, form).split(chunk.shape[-1], 2)
         place = chunk.expand(lower.shape[0], lower.shape[1], -1)
         high, low = high.expand(place.shape), -low.expand(place.shape)
         upper = upper.scatter(2, place, torch.minimum(upper.gather(2, place), high))
         lower = lower.scatter(2, place, torch.maximum(lower.gather(2, place), low))
+        if forward is not None:
+            forward.replace(target, place, form)
     return Interval(lower.reshape(known.lower.shape), upper.reshape(known.upper.shape))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +12,13 @@ from torch.nn import functional as F
 
 from mlflow_lipschitz.engine.domains.axes import entries
 from mlflow_lipschitz.engine.domains.interval import Interval
+from mlflow_lipschitz.engine.domains.linear_form import LinearForm
 from mlflow_lipschitz.engine.domains.rounding import error_bound, underflow_guard
 from mlflow_lipschitz.engine.ir import ops
 from mlflow_lipschitz.engine.ir.graph import GraphBuilder, Node, Shape
 from mlflow_lipschitz.engine.ir.ops import Op
 from mlflow_lipschitz.engine.rules.affine_maps import affine_map, constant_part
+from mlflow_lipschitz.engine.rules.forward import through_affine, through_concat, through_sum
 from mlflow_lipschitz.engine.rules.weights import Weights
 
 
@@ -25,7 +28,7 @@ class AffineOp:
     def operands(self, op: Op, arity: int) -> tuple[int, ...]:
         return tuple(range(arity))
 
-    def imprecise(self, op: Op, *inputs: Interval) -> None:
+    def imprecise(self, op: Op, position: int, *inputs: Interval) -> None:
         return None
 
     def free_slopes(self, op: Op, *inputs: Interval) -> None:
@@ -33,6 +36,9 @@ class AffineOp:
 
     def relaxation(self, op: Op, *inputs: Interval, slopes: tuple[Tensor, Tensor] | None = None) -> None:
         return None
+
+    def is_smooth(self, op: Op) -> bool:
+        return False
 
 
 class AffineRule(AffineOp):
@@ -55,6 +61,12 @@ class AffineRule(AffineOp):
         low_error = error_bound(_plus(low_size, bias_size), terms) + guard
         high_error = error_bound(_plus(high_size, bias_size), terms) + guard
         return Interval.enclosing(_plus(low, constant) - low_error, _plus(high, constant) + high_error)
+
+    def forward(
+        self, op: Op, weights: Weights, inputs: Sequence[Interval], forms: Sequence[LinearForm], reach: Tensor
+    ) -> LinearForm:
+        constant = _constant(op, weights, _shape(inputs[0].lower), reach.device)
+        return through_affine(op, weights, constant, forms[0], reach)
 
     def rounding_terms(self, op: Any, shapes: tuple[Shape, ...]) -> int:
         return affine_map(op).transpose_terms(op, shapes[0])
@@ -112,6 +124,11 @@ class AddRule(AffineOp):
         # One rounding, relative to the result; a sum that is exactly zero is exact (Sterbenz).
         return Interval.enclosing(low - error_bound(low.abs(), 1), high + error_bound(high.abs(), 1))
 
+    def forward(
+        self, op: Op, weights: Weights, inputs: Sequence[Interval], forms: Sequence[LinearForm], reach: Tensor
+    ) -> LinearForm:
+        return through_sum(forms, reach)
+
     def rounding_terms(self, op: Op, shapes: tuple[Shape, ...]) -> int:
         return 1
 
@@ -138,6 +155,11 @@ class ConcatRule(AffineOp):
     def interval(self, op: Any, weights: Weights, *inputs: Interval) -> Interval:
         lower = self.evaluate(op, weights, *(x.lower for x in inputs))
         return Interval(lower, self.evaluate(op, weights, *(x.upper for x in inputs)))
+
+    def forward(
+        self, op: Any, weights: Weights, inputs: Sequence[Interval], forms: Sequence[LinearForm], reach: Tensor
+    ) -> LinearForm:
+        return through_concat(forms, op.axis, reach.shape[1])
 
     def rounding_terms(self, op: Op, shapes: tuple[Shape, ...]) -> int:
         return 0

@@ -52,6 +52,22 @@ def curve_relaxation(facts: CurveFacts, z: Interval) -> Relaxation:
     return Relaxation((0,), (lower_slope,), lower_offset, (upper_slope,), upper_offset)
 
 
+def parallel_lines(facts: CurveFacts, z: Interval) -> Relaxation:
+    """Two lines of one slope around the curve: the closest among a few natural slopes."""
+    middle = z.lower + (z.upper - z.lower) / 2
+    chord = (facts.value(z.upper) - facts.value(z.lower)) / (z.upper - z.lower)
+    slopes = torch.stack([chord, facts.slope(middle), torch.zeros_like(chord)])
+    slopes = torch.where(slopes.isfinite(), slopes, 0.0)
+    high, low = _offset_above(facts, z, slopes, 1), -_offset_above(facts, z, -slopes, -1)
+    width = high - low
+    best = torch.where(width.isnan(), torch.inf, width).argmin(0, keepdim=True)
+    slope, low, high = (side.gather(0, best).squeeze(0) for side in (slopes, low, high))
+    inside = _defined(facts, z)
+    known = _where_defined(inside, low, high)
+    slope = slope if inside is None else torch.where(inside, slope, 0.0)
+    return Relaxation((0,), (slope,), known.lower, (slope,), known.upper)
+
+
 def is_affine_on(facts: CurveFacts, z: Interval) -> Tensor:
     """Whether the curve is one affine function (single-valued) on each interval: then its relaxation is exact."""
     inside = torch.zeros_like(z.lower, dtype=torch.bool)

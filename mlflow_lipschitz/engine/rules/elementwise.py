@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from mlflow_lipschitz.engine.domains.interval import Interval
+from mlflow_lipschitz.engine.domains.linear_form import LinearForm
 from mlflow_lipschitz.engine.ir import ops
 from mlflow_lipschitz.engine.ir.graph import GraphBuilder, Node, Shape
 from mlflow_lipschitz.engine.ir.ops import Op
-from mlflow_lipschitz.engine.rules.curve_enclosure import curve_interval, curve_relaxation, is_affine_on
+from mlflow_lipschitz.engine.rules.curve_enclosure import (
+    curve_interval,
+    curve_relaxation,
+    is_affine_on,
+    parallel_lines,
+)
 from mlflow_lipschitz.engine.rules.curves.facts import CurveFacts
 from mlflow_lipschitz.engine.rules.curves.table import CURVES, facts_of
+from mlflow_lipschitz.engine.rules.forward import through_planes
 from mlflow_lipschitz.engine.rules.relaxation import Relaxation
 from mlflow_lipschitz.engine.rules.weights import Weights
 from mlflow_lipschitz.errors import UnsupportedOperator
 
 
-class RelaxedOp:
+class EnclosedOp:
     """What every op with a linear relaxation has in common: its backward step is the relaxation's."""
 
     def rounding_terms(self, op: Op, shapes: tuple[Shape, ...]) -> int:
@@ -34,6 +42,25 @@ class RelaxedOp:
         raise TypeError(f"{type(op).__name__} is relaxed; its offset is its relaxation's")
 
 
+class RelaxedOp(EnclosedOp):
+    """An op between two planes."""
+
+    def relaxation(self, op: Op, *inputs: Interval, slopes: tuple[Tensor, Tensor] | None = None) -> Relaxation:
+        raise NotImplementedError(type(op).__name__)
+
+    def parallel(self, op: Op, *inputs: Interval) -> Relaxation:
+        """Two planes with one slope per operand; those of `relaxation` where they are so already."""
+        return self.relaxation(op, *inputs)
+
+    def is_smooth(self, op: Op) -> bool:
+        return False
+
+    def forward(
+        self, op: Op, weights: Weights, inputs: Sequence[Interval], forms: Sequence[LinearForm], reach: Tensor
+    ) -> LinearForm:
+        return through_planes(self.parallel(op, *inputs), forms, reach)
+
+
 class ElementwiseRule(RelaxedOp):
     """y = f(x) entry by entry."""
 
@@ -46,7 +73,7 @@ class ElementwiseRule(RelaxedOp):
     def interval(self, op: Any, weights: Weights, *inputs: Interval) -> Interval:
         return curve_interval(_facts(op), inputs[0])
 
-    def imprecise(self, op: Any, *inputs: Interval) -> Tensor:
+    def imprecise(self, op: Any, position: int, *inputs: Interval) -> Tensor:
         return ~is_affine_on(_facts(op), inputs[0])
 
     def free_slopes(self, op: Op, *inputs: Interval) -> None:
@@ -54,6 +81,12 @@ class ElementwiseRule(RelaxedOp):
 
     def relaxation(self, op: Any, *inputs: Interval, slopes: tuple[Tensor, Tensor] | None = None) -> Relaxation:
         return curve_relaxation(_facts(op), inputs[0])
+
+    def parallel(self, op: Any, *inputs: Interval) -> Relaxation:
+        return parallel_lines(_facts(op), inputs[0])
+
+    def is_smooth(self, op: Any) -> bool:
+        return _facts(op).curved
 
     def vjp(self, builder: GraphBuilder, node: Node, cotangent: int) -> tuple[tuple[int, int], ...]:
         assert isinstance(node.op, ops.Elementwise)

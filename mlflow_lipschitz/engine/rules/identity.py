@@ -19,7 +19,7 @@ class IdentityRule(RelaxedOp):
     def operands(self, op: Op, arity: int) -> tuple[int, ...]:
         return tuple(position for position, _ in self.linear_in)
 
-    def imprecise(self, op: Op, *inputs: Interval) -> None:
+    def imprecise(self, op: Op, position: int, *inputs: Interval) -> None:
         return None
 
     def free_slopes(self, op: Op, *inputs: Interval) -> None:

@@ -41,7 +41,7 @@ class MultiplyRule(RelaxedOp):
             low, high = torch.minimum(low, corner_low), torch.maximum(high, corner_high)
         return Interval.enclosing(low, high)
 
-    def imprecise(self, op: Op, *inputs: Interval) -> Tensor:
+    def imprecise(self, op: Op, position: int, *inputs: Interval) -> Tensor:
         """A constant first factor makes the product linear in the second, whatever that one's range."""
         return inputs[0].lower < inputs[0].upper
 
@@ -72,6 +72,14 @@ class MultiplyRule(RelaxedOp):
         # Of one weight come one and the same slope on x, above and below: no need to tell them apart later.
         below_x = upper_slopes[0] if above is below else slope_x
         return Relaxation((0, 1), (below_x, -slope_y), -offset, upper_slopes, upper_offset)
+
+    def parallel(self, op: Any, *inputs: Interval) -> Relaxation:
+        """The planes through the middle of McCormick's: their slopes are the other factor's center."""
+        half = torch.full_like(inputs[0].lower, 0.5)
+        return self.relaxation(ops.Multiply(), *inputs, slopes=(half, half))
+
+    def is_smooth(self, op: Any) -> bool:
+        return op.linear_in == (0, 1)
 
     def vjp(self, builder: GraphBuilder, node: Node, cotangent: int) -> tuple[tuple[int, int], ...]:
         first, second = node.inputs

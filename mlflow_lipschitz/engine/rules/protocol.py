@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from mlflow_lipschitz.engine.domains.interval import Interval
+from mlflow_lipschitz.engine.domains.linear_form import LinearForm
 from mlflow_lipschitz.engine.ir.graph import GraphBuilder, Node, Shape
 from mlflow_lipschitz.engine.ir.ops import Op
-from mlflow_lipschitz.engine.rules.relaxation import Relaxation
+from mlflow_lipschitz.engine.rules.relaxation import Enclosure
 from mlflow_lipschitz.engine.rules.weights import Weights
 
 
@@ -30,16 +32,26 @@ class Rule(Protocol):
         """Rigorous range of the op when each input ranges over its interval independently."""
         ...
 
-    def imprecise(self, op: Op, *inputs: Interval) -> Tensor | None:
-        """Mask over the entries of the linear operand whose bounds the relaxation depends on; None for an affine op."""
+    def imprecise(self, op: Op, position: int, *inputs: Interval) -> Tensor | None:
+        """Mask over the entries of operand `position` whose bounds the relaxation depends on; None for an affine op."""
         ...
 
     def free_slopes(self, op: Op, *inputs: Interval) -> tuple[Tensor, Tensor] | None:
         """Start values in [0, 1] of the parameters (upper, lower) that pick the relaxation; None where nothing is free."""
         ...
 
-    def relaxation(self, op: Op, *inputs: Interval, slopes: tuple[Tensor, Tensor] | None = None) -> Relaxation | None:
+    def relaxation(self, op: Op, *inputs: Interval, slopes: tuple[Tensor, Tensor] | None = None) -> Enclosure | None:
         """Two planes around the op, sound for any slopes in [0, 1]; None for an affine op, which needs none."""
+        ...
+
+    def is_smooth(self, op: Op) -> bool:
+        """Whether the op is curved everywhere: imprecise at every entry, at any radius."""
+        ...
+
+    def forward(
+        self, op: Op, weights: Weights, inputs: Sequence[Interval], forms: Sequence[LinearForm], reach: Tensor
+    ) -> LinearForm:
+        """The op's value as a linear form, given its inputs' intervals and forms; `reach` (points, inputs) is max |x|."""
         ...
 
     def rounding_terms(self, op: Op, shapes: tuple[Shape, ...]) -> int:

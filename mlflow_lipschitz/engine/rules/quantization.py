@@ -36,7 +36,7 @@ class RoundingRule(RelaxedOp):
         half = _half(op, inputs[0].lower)
         return Interval(next_down(inputs[0].lower - half), next_up(inputs[0].upper + half))
 
-    def imprecise(self, op: Op, *inputs: Interval) -> None:
+    def imprecise(self, op: Op, position: int, *inputs: Interval) -> None:
         """The band is as wide wherever the operand lies."""
         return None
 

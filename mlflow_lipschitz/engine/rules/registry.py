@@ -8,6 +8,7 @@ from mlflow_lipschitz.engine.rules.affine import AddRule, AffineRule, ConcatRule
 from mlflow_lipschitz.engine.rules.affine_maps import AFFINE_MAPS
 from mlflow_lipschitz.engine.rules.elementwise import ElementwiseRule, supported_curve
 from mlflow_lipschitz.engine.rules.log_softmax import LogSoftmaxRule
+from mlflow_lipschitz.engine.rules.matrix_product import MatMulRule
 from mlflow_lipschitz.engine.rules.maximum import MaximumRule, RemainderRule
 from mlflow_lipschitz.engine.rules.normalization import NormalizedRule
 from mlflow_lipschitz.engine.rules.product import MultiplyRule
@@ -21,6 +22,7 @@ RULES: dict[type[Op], Rule] = {
     ops.Concat: ConcatRule(),
     ops.Elementwise: ElementwiseRule(),
     ops.LogSoftmax: LogSoftmaxRule(),
+    ops.MatMul: MatMulRule(),
     ops.Maximum: MaximumRule(),
     ops.Multiply: MultiplyRule(),
     ops.Normalized: NormalizedRule(),
