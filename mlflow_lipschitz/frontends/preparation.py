@@ -15,7 +15,7 @@ from mlflow_lipschitz.errors import AuditError, UnsupportedOperator, UsageError
 from mlflow_lipschitz.frontends.constants import NOT_FOLDED
 from mlflow_lipschitz.frontends.guards import without_guards
 from mlflow_lipschitz.frontends.remedies import REMEDIES
-from mlflow_lipschitz.frontends.values import Shape
+from mlflow_lipschitz.frontends.values import Shape, refusal
 
 # Before operator set 7 arithmetic broadcast by attributes, and BatchNormalization and Dropout had other meanings. ONNX's own
 # version converter is no way out: it was seen to put the broadcast axis of an opset 6 Add in the wrong place.
@@ -69,7 +69,19 @@ def prepared(model: onnx.ModelProto, known: Container[tuple[str, str]] = ()) -> 
             remedy="export the model again with opset 13 or later",
         )
     model = inliner.inline_local_functions(model) if model.functions else model
+    _require_inlined(model)
     return without_guards(_written_out(model, known))
+
+
+def _require_inlined(model: onnx.ModelProto) -> None:
+    """Functions are left where their bodies are written for another operator set than the model."""
+    left = {(function.domain, function.name) for function in model.functions}
+    for node in model.graph.node:
+        if (node.domain, node.op_type) in left:
+            reason = f"a function of the model, written for another operator set than the model's ({opset_of(model)})"
+            raise refusal(
+                node, reason, "inline it with onnx.inliner.inline_local_functions(model, convert_version=True)"
+            )
 
 
 def _written_out(model: onnx.ModelProto, known: Container[tuple[str, str]]) -> onnx.ModelProto:

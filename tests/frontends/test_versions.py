@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 import pytest
 import torch
 from onnx import helper
@@ -155,6 +156,16 @@ def test_functions_of_functions_of_the_model() -> None:
         check=False,
     )  # fmt: skip
     assert_lowers_exactly(model, (5,))
+
+
+def test_a_function_for_another_operator_set_says_how_to_inline_it() -> None:
+    body = [helper.make_node("Softmax", ["a"], ["b"], axis=-1)]
+    function = helper.make_function("custom", "Inner", ["a"], ["b"], body, [helper.make_opsetid("", 17)])
+    model = make_model([node("Inner", "x", domain="custom")], (4,), functions=[function], opset=20, check=False)
+    with pytest.raises(UnsupportedOperator, match="convert_version=True") as error:
+        lower(model)
+    assert error.value.operator == "custom::Inner"
+    assert_lowers_exactly(onnx.inliner.inline_local_functions(model, convert_version=True), (4,))
 
 
 def test_weights_beside_the_file(tmp_path: Any) -> None:
