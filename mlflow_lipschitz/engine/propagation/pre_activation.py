@@ -45,7 +45,7 @@ def bound_nodes(problem: Problem, refinement: Refinement | None) -> list[NodeBou
     sweep = None if refinement is None else _Sweep(problem, refinement, bounds, _exact_by_intervals(problem))
     for index, node in enumerate(graph.nodes):
         if isinstance(node.op, SOURCES):
-            bounds.append(NodeBounds(_given(problem, node.op)))
+            bounds.append(NodeBounds(problem.given(node.op)))
         else:
             if sweep is not None:
                 for position in rule_for(node.op, node.name).operands(node.op, len(node.inputs)):
@@ -202,15 +202,6 @@ def _signed_unit_rows(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
     size = torch.Size(shape).numel()
     units = torch.zeros(*rows.shape, size, dtype=torch.float64, device=rows.device).scatter(3, rows[..., None], 1.0)
     return torch.cat([units, -units], 2).reshape(*rows.shape[:2], 2 * rows.shape[2], *shape)
-
-
-def _given(problem: Problem, op: ops.Op) -> Interval:
-    if isinstance(op, ops.Input):
-        box = problem.region.box
-        return Interval(box.lower[:, None], box.upper[:, None])
-    assert problem.cotangent is not None
-    value = problem.cotangent
-    return Interval(value, value)
 
 
 def _linked(graph: Graph) -> set[int]:
