@@ -15,7 +15,7 @@ import numpy as np
 from mlflow_lipschitz.frontends.lowering_context import Call, refusal
 from mlflow_lipschitz.frontends.quantization import dequantized
 from mlflow_lipschitz.frontends.referee import run_node
-from mlflow_lipschitz.frontends.slicing import resolved_slice, split_sizes
+from mlflow_lipschitz.frontends.slicing import resolved_slice, sequence_sizes, split_sizes
 
 _REMEDY = "export the model with its constants folded"
 
@@ -134,6 +134,22 @@ def _split(call: Call) -> tuple[np.ndarray, ...]:
     return tuple(np.split(x, cuts, axis=axis))
 
 
+def _split_to_sequence(call: Call, x: np.ndarray, *_: np.ndarray) -> np.ndarray:
+    """The pieces as an array of arrays, which only SequenceAt reads."""
+    axis = call.axis(call.attribute("axis", 0), x.ndim)
+    pieces = np.split(x, np.cumsum(sequence_sizes(call, x.shape[axis]))[:-1], axis=axis)
+    if call.input(1) is None and not call.attribute("keepdims", 1):
+        pieces = [np.squeeze(piece, axis) for piece in pieces]
+    sequence = np.empty(len(pieces), dtype=object)
+    for i, piece in enumerate(pieces):
+        sequence[i] = piece
+    return sequence
+
+
+def _sequence_at(call: Call, pieces: np.ndarray, position: np.ndarray) -> np.ndarray:
+    return np.asarray(pieces[int(position.reshape(-1)[0])])
+
+
 # What moves entries and does not compute with them.
 FOLDS: dict[str, Callable[..., np.ndarray]] = {
     "Concat": lambda call, *values: np.concatenate(values, axis=call.attribute("axis", 0)),
@@ -146,9 +162,11 @@ FOLDS: dict[str, Callable[..., np.ndarray]] = {
     "Gather": _gather,
     "Identity": lambda call, x: x,
     "Reshape": _reshape,
+    "SequenceAt": _sequence_at,
     "Shape": _shape,
     "Size": lambda call, x: np.asarray(x.size, dtype=np.int64),
     "Slice": _slice,
+    "SplitToSequence": _split_to_sequence,
     "Squeeze": _squeeze,
     "Tile": lambda call, x, repeats: np.tile(x, tuple(int(n) for n in repeats)),
     "Transpose": lambda call, x: np.transpose(x, call.attribute("perm")),

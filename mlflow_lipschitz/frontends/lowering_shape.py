@@ -8,7 +8,7 @@ import numpy as np
 
 from mlflow_lipschitz.engine.ir.ops import Concat, Pad, ScaleShift, Select
 from mlflow_lipschitz.frontends.lowering_context import Call, Pieces, Shape, Value, Variable
-from mlflow_lipschitz.frontends.slicing import resolved_slice, split_sizes
+from mlflow_lipschitz.frontends.slicing import resolved_slice, sequence_sizes, split_sizes
 
 
 def lower_shape(call: Call) -> np.ndarray:
@@ -113,12 +113,8 @@ def _nothing(shape: Shape) -> np.ndarray:
 def lower_split_to_sequence(call: Call) -> Pieces:
     x = call.variable()
     axis = call.axis(call.attribute("axis", 0), len(x.shape))
-    length = x.shape[axis]
-    split = np.ones((), dtype=int) if call.input(1) is None else call.constant(1, "the split")
-    step = max(int(split.reshape(-1)[0]), 1)
-    sizes = [int(n) for n in split] if split.ndim else [min(step, length - i) for i in range(0, length, step)]
     pieces, start = [], 0
-    for size in sizes:
+    for size in sequence_sizes(call, x.shape[axis]):
         piece = call.select(x, axis, range(start, start + size))
         if call.input(1) is None and not call.attribute("keepdims", 1):
             piece = call.reshape(piece, (*x.shape[:axis], *x.shape[axis + 1 :]))

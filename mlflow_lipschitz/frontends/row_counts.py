@@ -79,6 +79,11 @@ def _beside_the_rows(
     varying = [axis for axis, (a, b) in enumerate(zip(one, many, strict=True)) if a != b]
     if node.op_type == "MatMul":
         return len(one) > 1 and (len(one) - 1 if position == 0 else len(one) - 2) not in varying
+    if node.op_type == "Gemm" and position < 2:
+        turned = any(attribute.name == ("transA", "transB")[position] and attribute.i for attribute in node.attribute)
+        return (position + turned + 1) % 2 not in varying
+    if node.op_type == "Gemm":
+        return True
     if (node.op_type, position) != ("Slice", 0):
         return False
     left_one, left_many = (values[node.output[0]].shape for values in (single, several))
@@ -92,6 +97,9 @@ def _grows(node: onnx.NodeProto, single: Mapping[str, Value], several: Mapping[s
 def _difference(one: Value | None, many: Value | None) -> Difference:
     if not isinstance(one, np.ndarray) or not isinstance(many, np.ndarray):
         return "none"
+    if one.dtype == object or many.dtype == object:  # sequences of arrays
+        same = len(one) == len(many) and all(map(_equal, one, many))
+        return "none" if same else "other"
     if one.shape == many.shape:
         return "none" if _equal(one, many) else "numbers"
     if one.ndim == many.ndim and all(a in (1, b) for a, b in zip(one.shape, many.shape, strict=True)):

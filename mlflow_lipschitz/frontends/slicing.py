@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from mlflow_lipschitz.frontends.lowering_context import Call, Shape
 
 # Exporters write these for "to the end"; onnxruntime takes them so in both directions, also where they are no more than
@@ -31,6 +33,15 @@ def resolved_slice(call: Call, shape: Shape) -> list[slice]:
         else:
             slices[axis % len(shape)] = slice(max(first, 0), None if last < 0 or end in TO_THE_END else last, step)
     return slices
+
+
+def sequence_sizes(call: Call, length: int) -> list[int]:
+    """Lengths of the pieces of an ONNX `SplitToSequence` node along an axis of `length` entries."""
+    split = np.ones((), dtype=int) if call.input(1) is None else call.constant(1, "the split")
+    if split.ndim:
+        return [int(n) for n in split]
+    step = max(int(split), 1)
+    return [min(step, length - i) for i in range(0, length, step)]
 
 
 def split_sizes(call: Call, length: int) -> tuple[int, ...]:
