@@ -61,7 +61,7 @@ BRANCHES: dict[str, list[Any]] = {
     "Dropout": [node("Dropout", "a", "d"), node("Mul", "d half", "c")],
     "TopK, the second output": [node("TopK", "square one_i", "v i"), node("ReduceSum", "i", "n", keepdims=0), TO_FLOAT],
     "SplitToSequence": [
-        node("SplitToSequence", "square two", "q", axis=1),
+        node("SplitToSequence", "square two_s", "q", axis=1),
         node("SequenceAt", "q zero_i", "s"),
         node("ReduceMax", "s", "c", keepdims=0),
     ],
@@ -75,7 +75,7 @@ MORE = {
     "many": single(200.7), "two": integers(2), "minus_seven": integers(-7), "pair": integers(1, 2),
     "byte": np.array([200], np.uint8), "zero_f": np.float32(0), "end_f": np.float32(0.3), "tenth_f": np.float32(0.1),
     "square": np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32), "zero_i": np.array(0),
-    "minus_one": np.array(-1), "one_i": integers(1),
+    "minus_one": np.array(-1), "two_s": np.array(2), "one_i": integers(1),
 }  # fmt: skip
 
 
