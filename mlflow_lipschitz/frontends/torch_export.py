@@ -14,10 +14,11 @@ import onnx
 import torch
 
 from mlflow_lipschitz.errors import UnsupportedOperator, UsageError
+from mlflow_lipschitz.frontends.torch_translations import TRANSLATIONS
 
-# The dynamo exporter's own opset first: every supported onnxruntime runs it, and in it double precision stays double, where
-# newer ones normalize and scale attention in float32. They have operators for attention, which older torch cannot write out.
-OPSET, NEWER = 20, 23
+# The dynamo exporter's own; every supported onnxruntime runs it, and in it double precision stays double: the operators of newer
+# ones normalize and scale attention in float32.
+OPSET = 20
 
 
 def module_to_onnx(module: torch.nn.Module | torch.jit.ScriptFunction, example: Any) -> onnx.ModelProto:
@@ -53,29 +54,24 @@ def program_to_onnx(program: torch.export.ExportedProgram) -> onnx.ModelProto:
 
 def _export(model: Any, arguments: tuple[Any, ...], dynamic_shapes: Any) -> onnx.ModelProto:
     try:
-        return _written(model, arguments, dynamic_shapes, OPSET)
+        with _quiet():
+            program = torch.onnx.export(
+                model,
+                arguments,
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                opset_version=OPSET,
+                dynamic_shapes=dynamic_shapes,
+                custom_translation_table=TRANSLATIONS,
+            )
     except Exception as error:  # the exporter runs the user's code, which may raise anything; we stop either way
-        with contextlib.suppress(Exception):
-            return _written(model, arguments, dynamic_shapes, NEWER)
         raise UnsupportedOperator(
             "torch.onnx.export",
             type(model).__name__,
             reason=f"torch cannot export it: {_innermost(error)}",
             remedy="the model must take one tensor with a batch of any length as axis 0; or export it to ONNX yourself",
         ) from error
-
-
-def _written(model: Any, arguments: tuple[Any, ...], dynamic_shapes: Any, opset: int) -> onnx.ModelProto:
-    with _quiet():
-        program = torch.onnx.export(
-            model,
-            arguments,
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-            opset_version=opset,
-            dynamic_shapes=dynamic_shapes,
-        )
     assert program is not None
     return program.model_proto
 
