@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,17 +16,15 @@ from mlflow_lipschitz.certify.execution import resolve_device
 from mlflow_lipschitz.engine.ir.graph import Graph
 from mlflow_lipschitz.errors import AuditError, InvalidData, RegistryError
 from mlflow_lipschitz.frontends.fidelity import FidelityReport, ReplayOptions, replay
-from mlflow_lipschitz.frontends.lowering import lower
-from mlflow_lipschitz.frontends.to_onnx import to_onnx
 from mlflow_lipschitz.gate.explain import CHECK_TYPES, explain
 from mlflow_lipschitz.gate.table import BoundsTable
 from mlflow_lipschitz.gate.verdict import Verdict, judge
 from mlflow_lipschitz.mlflow_plugin.logging import log_audit
 from mlflow_lipschitz.pipeline.artifacts import facts, write_artifacts
 from mlflow_lipschitz.pipeline.baseline import baseline_of, rows_digest
+from mlflow_lipschitz.pipeline.intake import TracedModel, rows_for, traced_model
 from mlflow_lipschitz.pipeline.measure import Arrays, MeasureOptions, Progress, counterexamples, measure
 from mlflow_lipschitz.pipeline.on_pass import promoted_on_pass, refuse_alias_without_version
-from mlflow_lipschitz.pipeline.outputs import entry_names, judged_output
 from mlflow_lipschitz.pipeline.probes import probe_points
 from mlflow_lipschitz.pipeline.question import Question, question_of
 from mlflow_lipschitz.pipeline.row_bounds import table_columns
@@ -36,12 +34,9 @@ from mlflow_lipschitz.policy import AuditPolicy, load_policy
 from mlflow_lipschitz.registry.attestation import Attestation, Evidence, make_attestation
 from mlflow_lipschitz.registry.loading import Served
 from mlflow_lipschitz.registry.promotion import PromotionResult
-from mlflow_lipschitz.registry.pull import PulledModel, load_model_object, pull
+from mlflow_lipschitz.registry.pull import PulledModel, pull
 from mlflow_lipschitz.report.content import ReportContent
-from mlflow_lipschitz.rows import AuditedRows, Data, load_rows
-
-if TYPE_CHECKING:
-    from onnx import ModelProto
+from mlflow_lipschitz.rows import AuditedRows, Data
 
 
 @dataclass(frozen=True)
@@ -112,7 +107,7 @@ def audit(
         policy = policy if isinstance(policy, AuditPolicy) else load_policy(policy)
         pulled = pull(model_uri, trust_pickle=options.trust_pickle, tracking_uri=options.tracking_uri)
         refuse_alias_without_version(policy, pulled)
-        rows = load_rows(_data_or_example(data, pulled), pulled.signature, policy, pulled.fitted_names)
+        rows = rows_for(pulled, _data_or_example(data, pulled), policy)
         with audit_run(pulled, options.tracking_uri) as run_id:
             result = audit_rows(pulled, rows, policy, directory, options=options, progress=progress)
             try:
@@ -135,12 +130,12 @@ def audit_rows(
 ) -> AuditResult:
     """The audit itself, of a pulled model on checked rows. Writes into `directory` only; logs nothing."""
     options, started = options or AuditOptions(), time.perf_counter()
-    onnx_model = to_onnx(load_model_object(pulled), rows.points[:2])
-    graph, output, outputs = _judged(onnx_model, pulled, policy)
-    policy.bind(rows.feature_names, outputs)
+    traced = traced_model(pulled, rows, policy)
+    graph, rows, outputs = traced.graph, traced.rows, traced.entries
+    policy.bind(rows.feature_names, outputs, fixed=rows.fixed_names, looked_up=rows.looked_up)
     question = question_of(policy, rows, outputs)
     baseline = baseline_of(policy, rows, options.tracking_uri)
-    fidelity = _replayed(graph, onnx_model, output, _served_by_name(pulled, rows), rows.points, question)
+    fidelity = _replayed(traced, _served_by_name(pulled, rows), question)
 
     arrays = measure(graph, rows, question, directory, _measure_options(options, policy), progress)
     table = BoundsTable.from_columns(*table_columns(rows, question, arrays))
@@ -155,7 +150,7 @@ def audit_rows(
     )
 
     certificates = _certificates(graph, rows, question, arrays, outputs)
-    described = facts(policy, question, graph.content_hash(), fidelity, certificates.method, rows.order)
+    described = facts(policy, question, graph.content_hash(), fidelity, certificates.method, rows)
     content = _content(pulled, policy, verdict, table, certificates, described)
     metrics = {**table.metrics(), **verdict.metrics(), "lipschitz/seconds_total": seconds}
     hashes = write_artifacts(directory, table, policy, certificates, content)
@@ -177,21 +172,16 @@ def _data_or_example(data: Data | None, pulled: PulledModel) -> Data:
 def _served_by_name(pulled: PulledModel, rows: AuditedRows) -> Served | None:
     """The served model, handed the audited columns as MLflow hands them over: a column mixed up shows in the replay."""
     served = pulled.served
-    return None if served is None else lambda points: served(rows.served_input(np.asarray(points)))
+    if served is None or rows.served_rows is not None:
+        return served
+    return lambda points: served(rows.served_input(np.asarray(points)))
 
 
-def _judged(model: ModelProto, pulled: PulledModel, policy: AuditPolicy) -> tuple[Graph, str, tuple[str, ...]]:
-    """The graph of the audited output, that output's name, and those of its entries."""
-    output = judged_output(model, pulled.output_names, policy.model.output)
-    graph = lower(model, output)
-    return graph, output, entry_names(graph, model, output, pulled.output_names, policy.model.output)
-
-
-def _replayed(
-    graph: Graph, model: ModelProto, output: str, served: Served | None, points: np.ndarray, question: Question
-) -> FidelityReport:
-    options = ReplayOptions(output, decides=question.max_radius is not None)
-    return replay(graph, model, points, served, extra_points=probe_points(question, points), options=options)
+def _replayed(traced: TracedModel, served: Served | None, question: Question) -> FidelityReport:
+    points, asked = traced.rows.points, traced.rows.served_rows
+    options = ReplayOptions(traced.output, decides=question.max_radius is not None, served_rows=asked)
+    probes = probe_points(question, points)
+    return replay(traced.graph, traced.model, points, served, extra_points=probes, options=options)
 
 
 def _measure_options(options: AuditOptions, policy: AuditPolicy) -> MeasureOptions:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PrivateAttr, ValidationError
 
 from mlflow_lipschitz.errors import PolicyError, PolicyIssue
-from mlflow_lipschitz.policy_binding import binding_issues, matching
+from mlflow_lipschitz.policy_binding import ModelNames, binding_issues, matching
 from mlflow_lipschitz.policy_messages import cross_issues, validation_issues
 from mlflow_lipschitz.policy_models import (
     IMPLICIT_PREFIX,
@@ -76,17 +76,28 @@ class AuditPolicy(Section):
         """`name@version sha256:…`, as tags and attestations show it."""
         return f"{self.metadata.name}@{self.metadata.version} {self.digest}"
 
-    def bind(self, feature_names: Sequence[str], output_names: Sequence[str]) -> None:
+    def bind(
+        self,
+        feature_names: Sequence[str],
+        output_names: Sequence[str],
+        *,
+        fixed: Sequence[str] = (),
+        looked_up: Sequence[str] = (),
+    ) -> None:
         """Check every name in the policy against the model's.
 
         Args:
             feature_names: the input columns, in order.
             output_names: one name per output entry; empty when the model names none.
+            fixed: those of the features that never move: encodings of categories.
+            looked_up: columns or inputs that the model looks up. They do not move, and the policy has to say so.
 
         Raises:
-            PolicyError: all unknown names at once, with lines.
+            PolicyError: all unknown names at once, with lines; and looked-up columns that are not listed as immutable.
         """
-        issues = binding_issues(self, tuple(feature_names), tuple(output_names), self._document.line_of)
+        moving = tuple(name for name in feature_names if name not in set(fixed))
+        names = ModelNames(moving, tuple(output_names), tuple(fixed), tuple(looked_up))
+        issues = binding_issues(self, names, self._document.line_of)
         if issues:
             raise PolicyError(_sorted(issues), self.metadata.name)
 

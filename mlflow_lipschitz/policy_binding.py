@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from mlflow_lipschitz.errors import PolicyIssue
 from mlflow_lipschitz.policy_messages import did_you_mean
 from mlflow_lipschitz.policy_models import Monotone, SensitivityAtMost
-from mlflow_lipschitz.policy_yaml import Path
+from mlflow_lipschitz.policy_yaml import Path, yaml_scalar
 
 if TYPE_CHECKING:
     from mlflow_lipschitz.policy import AuditPolicy
@@ -24,15 +25,30 @@ def matching(pattern: str, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in names if fnmatchcase(name, pattern))
 
 
-def binding_issues(
-    policy: AuditPolicy, features: tuple[str, ...], outputs: tuple[str, ...], line_of: LineOf
-) -> list[PolicyIssue]:
+@dataclass(frozen=True)
+class ModelNames:
+    """What a model calls its features and outputs.
+
+    `features` can move, `fixed` ones never do: encodings of the columns that are `looked_up`.
+    """
+
+    features: tuple[str, ...]
+    outputs: tuple[str, ...]
+    fixed: tuple[str, ...] = ()
+    looked_up: tuple[str, ...] = ()
+
+    def does_not_move(self, name: str) -> bool:
+        return name in self.fixed or name in self.looked_up
+
+
+def binding_issues(policy: AuditPolicy, names: ModelNames, line_of: LineOf) -> list[PolicyIssue]:
     """Every name the model does not have, and every feature the policy forgot."""
     return [
-        *_output_issues(policy, outputs, line_of),
-        *_input_issues(policy, features, line_of),
-        *_radius_issues(policy, features, line_of),
-        *_check_issues(policy, features),
+        *_output_issues(policy, names.outputs, line_of),
+        *_input_issues(policy, names, line_of),
+        *_looked_up_issues(policy, names, line_of),
+        *_radius_issues(policy, names, line_of),
+        *_check_issues(policy, names),
     ]
 
 
@@ -46,13 +62,18 @@ def _output_issues(policy: AuditPolicy, outputs: tuple[str, ...], line_of: LineO
         yield PolicyIssue(line, "model.output", f"unknown output {output!r}{hint}")
 
 
-def _input_issues(policy: AuditPolicy, features: tuple[str, ...], line_of: LineOf) -> Iterator[PolicyIssue]:
+def _input_issues(policy: AuditPolicy, names: ModelNames, line_of: LineOf) -> Iterator[PolicyIssue]:
+    features = names.features
     for name in policy.inputs.domain:
-        if name not in features:
-            yield _unknown(line_of(("inputs", "domain", name)), f"inputs.domain.{name}", name, features)
+        line, where = line_of(("inputs", "domain", name)), f"inputs.domain.{name}"
+        if names.does_not_move(name):
+            yield PolicyIssue(line, where, f"{name!r} is looked up and does not move: it needs no domain")
+        elif name not in features:
+            yield _unknown(line, where, name, features)
+    known = (*features, *names.fixed, *names.looked_up)
     for index, pattern in enumerate(policy.inputs.immutable):
-        if not matching(pattern, features):
-            hint = did_you_mean(pattern, features)
+        if not matching(pattern, known):
+            hint = did_you_mean(pattern, known)
             line = line_of(("inputs", "immutable", index))
             yield PolicyIssue(line, f"inputs.immutable[{index}]", f"{pattern!r} matches no feature{hint}")
     if features and set(policy.immutable_features(features)) == set(features):
@@ -60,16 +81,27 @@ def _input_issues(policy: AuditPolicy, features: tuple[str, ...], line_of: LineO
         yield PolicyIssue(line, "inputs.immutable", "matches every feature: nothing would move and nothing be proved")
 
 
-def _radius_issues(policy: AuditPolicy, features: tuple[str, ...], line_of: LineOf) -> Iterator[PolicyIssue]:
-    radius, where = policy.perturbation.radius, "perturbation.radius"
+def _looked_up_issues(policy: AuditPolicy, names: ModelNames, line_of: LineOf) -> Iterator[PolicyIssue]:
+    """A category or a token does not move, whatever a policy says; whoever reads the policy has to see that."""
+    said = policy.inputs.immutable
+    forgotten = [name for name in names.looked_up if not any(matching(pattern, (name,)) for pattern in said)]
+    if forgotten:
+        which = f"{forgotten[0]!r} is" if len(forgotten) == 1 else f"{', '.join(map(repr, forgotten))} are"
+        line = f"immutable: [{', '.join(yaml_scalar(name) for name in (*said, *forgotten))}]"
+        message = f"{which} looked up by the model and cannot move, and the policy has to say so; write {line}"
+        yield PolicyIssue(line_of(("inputs", "immutable")), "inputs.immutable", message)
+
+
+def _radius_issues(policy: AuditPolicy, names: ModelNames, line_of: LineOf) -> Iterator[PolicyIssue]:
+    radius, where, features = policy.perturbation.radius, "perturbation.radius", names.features
     if not isinstance(radius, dict):
         return
     frozen = set(policy.immutable_features(features))
     for name, value in radius.items():
         line = line_of(("perturbation", "radius", name))
-        if name not in features:
+        if name not in features and not names.does_not_move(name):
             yield _unknown(line, f"{where}.{name}", name, features)
-        elif value > 0 and name in frozen:
+        elif value > 0 and (name in frozen or names.does_not_move(name)):
             yield PolicyIssue(line, f"{where}.{name}", f"{name!r} is immutable, its radius can only be 0")
     missing = [name for name in features if name not in radius and name not in frozen]
     if missing:
@@ -78,10 +110,16 @@ def _radius_issues(policy: AuditPolicy, features: tuple[str, ...], line_of: Line
         yield PolicyIssue(line_of(("perturbation", "radius")), where, message)
 
 
-def _check_issues(policy: AuditPolicy, features: tuple[str, ...]) -> Iterator[PolicyIssue]:
+def _check_issues(policy: AuditPolicy, names: ModelNames) -> Iterator[PolicyIssue]:
     for check in policy.checks:
-        if isinstance(check, Monotone | SensitivityAtMost) and check.feature not in features:
-            yield _unknown(check.line, f"checks[{check.id}].feature", check.feature, features)
+        if not isinstance(check, Monotone | SensitivityAtMost) or check.feature in names.features:
+            continue
+        where = f"checks[{check.id}].feature"
+        if names.does_not_move(check.feature):
+            message = f"{check.feature!r} does not move, so the output has no derivative in it"
+            yield PolicyIssue(check.line, where, message)
+        else:
+            yield _unknown(check.line, where, check.feature, names.features)
 
 
 def _unknown(line: int, where: str, name: str, features: tuple[str, ...]) -> PolicyIssue:

@@ -7,6 +7,7 @@ error.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -148,3 +149,10 @@ def format_path(path: Path) -> str:
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
     return text
+
+
+def yaml_scalar(text: str) -> str:
+    """Text as it is written in a policy: bare where that is safe, as a JSON string (valid YAML) otherwise."""
+    words = {"true", "false", "yes", "no", "on", "off", "null", "y", "n"}
+    bare = re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]*", text) and text.lower() not in words
+    return text if bare else json.dumps(text)

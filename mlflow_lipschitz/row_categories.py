@@ -6,6 +6,7 @@ cell, kept as it is, and handed to the model's own encoder.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,6 +38,30 @@ class Category:
         """The column as an ONNX input takes it, (rows, 1): text as objects, whole numbers as int64."""
         cells = np.asarray(column, dtype=object if self.kind == "text" else np.int64)
         return cells.reshape(-1, 1)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a model does with its columns, as far as rows have to know it before the model is run.
+
+    Attributes:
+        names: of all columns, where the model itself names them.
+        categories: the columns that it looks up.
+        unread: positions of the columns that nothing reads, and that may hold anything.
+    """
+
+    names: tuple[str, ...] = ()
+    categories: tuple[Category, ...] = ()
+    unread: tuple[int, ...] = ()
+
+    @property
+    def numbers_only(self) -> bool:
+        return not self.categories and not self.unread
+
+    def text_columns(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Which of the columns, named in the model's order, hold text: a file without types must not guess numbers."""
+        positions = [category.position for category in self.categories if category.kind == "text"]
+        return tuple(names[position] for position in positions if position < len(names))
 
 
 def checked_categories(column: pd.Series, category: Category, ids: np.ndarray) -> pd.Series:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ import pandas as pd
 from mlflow_lipschitz.errors import InvalidData
 
 
-def read_rows(path: Path) -> tuple[pd.DataFrame | np.ndarray, np.ndarray | None]:
+def read_rows(path: Path, text: Sequence[str] = ()) -> tuple[pd.DataFrame | np.ndarray, np.ndarray | None]:
     """The table, or the array (P, *input_shape) and its labels (.npz with `points` and optionally `labels`).
+
+    The columns `text` of a .csv are read as they are written: 01 and NA are text there, and only an empty cell is missing.
 
     Raises:
         InvalidData: no such file, another format, or content that is no such table.
@@ -22,7 +24,7 @@ def read_rows(path: Path) -> tuple[pd.DataFrame | np.ndarray, np.ndarray | None]
     if not path.is_file():
         raise InvalidData(f"no such data file: {path}")
     readers: Mapping[str, Callable[[Path], Any]] = {
-        ".csv": _read_csv,
+        ".csv": lambda file: _read_csv(file, text),
         ".parquet": pd.read_parquet,
         ".json": _read_json,
         ".npz": _read_npz,
@@ -36,10 +38,15 @@ def read_rows(path: Path) -> tuple[pd.DataFrame | np.ndarray, np.ndarray | None]
     return content if isinstance(content, tuple) else (content, None)
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
+def _read_csv(path: Path, text: Sequence[str]) -> pd.DataFrame:
     _check_csv(path)
     # Without index_col=False a surplus cell in every line makes pandas take the first column for an index.
-    return pd.read_csv(path, index_col=False)
+    table = pd.read_csv(path, index_col=False)
+    present = [name for name in text if name in table.columns]
+    if present:
+        written = pd.read_csv(path, index_col=False, usecols=present, dtype=str, keep_default_na=False)
+        table[present] = written[present].astype(object).replace("", None)
+    return table
 
 
 def _check_csv(path: Path) -> None:

@@ -6,8 +6,7 @@ model that knows no names at all takes them in the order of the data, and the au
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -16,59 +15,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from mlflow_lipschitz.audited_rows import AuditedRows, check_domain, spread
 from mlflow_lipschitz.errors import InvalidData
 from mlflow_lipschitz.plain_text import one_line
+from mlflow_lipschitz.row_categories import Layout, checked_categories
 from mlflow_lipschitz.row_files import read_rows
+from mlflow_lipschitz.row_sampling import sample
 
 if TYPE_CHECKING:
     from mlflow_lipschitz.policy import AuditPolicy
 
 Data = str | Path | pd.DataFrame | np.ndarray
 
-_CONSTANT = 1e-9
-"""A column whose standard deviation is below this part of its largest entry differs from a constant by rounding only."""
-
-
-@dataclass(frozen=True)
-class AuditedRows:
-    """Rows in the order and units the model was trained with.
-
-    Attributes:
-        points: (P, *input_shape), float64, finite.
-        feature_names: one name per input entry, in the order of the flattened input.
-        point_ids: (P,) strings: the index labels of the rows in the user's data, on one line each.
-        scale: (*input_shape), standard deviation of each feature over ALL rows read, before sampling (input units); 0 for
-            a column that is constant up to rounding.
-        labels: (P,) values of the column named by `stratify`, or None.
-        served_columns: names in the order in which MLflow hands the columns to the model; None: an array is handed over.
-        order: where the order of the columns comes from, for people.
-    """
-
-    points: np.ndarray
-    feature_names: tuple[str, ...]
-    point_ids: np.ndarray
-    scale: np.ndarray
-    labels: np.ndarray | None = None
-    served_columns: tuple[str, ...] | None = None
-    order: str = ""
-
-    def __len__(self) -> int:
-        return len(self.points)
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        return tuple(self.points.shape[1:])
-
-    def take(self, positions: np.ndarray) -> AuditedRows:
-        """The rows at `positions`; `scale` stays that of the whole data."""
-        labels = None if self.labels is None else self.labels[positions]
-        return replace(self, points=self.points[positions], point_ids=self.point_ids[positions], labels=labels)
-
-    def served_input(self, points: np.ndarray) -> pd.DataFrame | np.ndarray:
-        """`points` (n, *input_shape) as MLflow hands them to the model: by name wherever names are known."""
-        if self.served_columns is None:
-            return points
-        return pd.DataFrame(points, columns=list(self.feature_names))[list(self.served_columns)]
+_NUMBERS_ONLY = Layout()
 
 
 @dataclass(frozen=True)
@@ -78,10 +37,15 @@ class _Columns:
     names: list[str] | None
     served: list[str] | None
     order: str
+    layout: Layout = _NUMBERS_ONLY
 
 
 def load_rows(
-    data: Data, signature: Any, policy: AuditPolicy | None = None, fitted_names: Sequence[str] = ()
+    data: Data,
+    signature: Any,
+    policy: AuditPolicy | None = None,
+    fitted_names: Sequence[str] = (),
+    layout: Layout = _NUMBERS_ONLY,
 ) -> AuditedRows:
     """Read and check the rows, then draw the policy's sample from them.
 
@@ -92,13 +56,17 @@ def load_rows(
             model that was fitted without names. The columns of an array are in the signature's order.
         policy: names the label column, the domain and the sample; None takes every row.
         fitted_names: the names the model was fitted with, in the order of its inputs; empty where it has none.
+        layout: which columns the model looks up. These are kept in `raw`, and are no part of the points yet: the model's own
+            encoders make points of them.
     Raises:
         InvalidData: no rows, missing or surplus columns, a cell that is no finite number, a missing label, a row outside
             the domain, a signature of other columns than the model was fitted with.
     """
-    table, labels = _read(data)
-    columns = _columns(signature, fitted_names)
+    columns = replace(_columns(signature, fitted_names), layout=layout)
+    table, labels = _read(data, columns)
     stratify = policy.inputs.points.stratify if policy else None
+    if isinstance(table, np.ndarray) and not layout.numbers_only and table.ndim == 2:
+        table = _named(table, columns)
     if isinstance(table, pd.DataFrame):
         rows = _from_frame(table, labels, columns, signature, stratify)
     else:
@@ -111,49 +79,18 @@ def load_rows(
     return sample(rows, policy.inputs.points.sample, policy.inputs.points.seed)
 
 
-def check_domain(rows: AuditedRows, domain: Mapping[str, Any]) -> None:
-    """Raises InvalidData naming the first row outside `domain` (feature name -> (lower, upper), in input units)."""
-    flat = rows.points.reshape(len(rows), -1)
-    for name, (lower, upper) in domain.items():
-        if name not in rows.feature_names:
-            continue  # reported by `policy.bind`, together with every other unknown name
-        column = flat[:, rows.feature_names.index(name)]
-        outside = np.flatnonzero((column < lower) | (column > upper))
-        if outside.size:
-            where = rows.point_ids[outside[0]]
-            raise InvalidData(
-                f"row {where}, column {name!r}: {column[outside[0]]:g} is outside the domain [{lower:g}, {upper:g}]"
-                f" ({outside.size} row(s) in all)"
-            )
+def _read(data: Data, columns: _Columns) -> tuple[pd.DataFrame | np.ndarray, np.ndarray | None]:
+    if isinstance(data, (pd.DataFrame, np.ndarray)):
+        return data, None
+    return read_rows(Path(data), columns.layout.text_columns(columns.names or ()))
 
 
-def sample(rows: AuditedRows, size: int | None, seed: int) -> AuditedRows:
-    """At most `size` rows without replacement, in the data's order; each label in proportion, at least one of each."""
-    if size is None or size >= len(rows):
-        return rows
-    generator = np.random.default_rng(seed)
-    if rows.labels is None:
-        return rows.take(np.sort(generator.permutation(len(rows))[:size]))
-    groups = [np.flatnonzero(rows.labels == label) for label in sorted(set(rows.labels.tolist()), key=str)]
-    quotas = _quotas([len(group) for group in groups], size)
-    chosen = [generator.permutation(group)[:quota] for group, quota in zip(groups, quotas, strict=True)]
-    return rows.take(np.sort(np.concatenate(chosen)))
-
-
-def _quotas(counts: list[int], size: int) -> list[int]:
-    """Largest remainders: quotas that add up to `size`, proportional to `counts`, none zero while `size` allows it."""
-    floor = 1 if size >= len(counts) else 0
-    spare = size - floor * len(counts)
-    shares = [spare * (count - floor) / max(1, sum(counts) - floor * len(counts)) for count in counts]
-    quotas = [floor + math.floor(share) for share in shares]
-    by_remainder = sorted(range(len(counts)), key=lambda i: (math.floor(shares[i]) - shares[i], i))
-    for i in by_remainder[: size - sum(quotas)]:
-        quotas[i] += 1
-    return quotas
-
-
-def _read(data: Data) -> tuple[pd.DataFrame | np.ndarray, np.ndarray | None]:
-    return (data, None) if isinstance(data, (pd.DataFrame, np.ndarray)) else read_rows(Path(data))
+def _named(array: np.ndarray, columns: _Columns) -> pd.DataFrame:
+    """An array of columns of several kinds, in the order in which MLflow hands them over."""
+    names = columns.served or columns.names or _entry_names(array.shape[1:])
+    if array.shape[1] != len(names):
+        raise InvalidData(f"the rows have {array.shape[1]} columns, the model takes {len(names)}")
+    return pd.DataFrame(array, columns=list(names))
 
 
 def _from_frame(
@@ -173,8 +110,32 @@ def _from_frame(
     if repeated:
         raise InvalidData(f"two columns are named {repeated[0]!r}")
     ids = np.array([one_line(label) for label in table.index])
-    points = np.column_stack([_numbers(table[name], ids) for name in wanted]) if len(table) else np.empty((0, 0))
-    return _checked(points, wanted, ids, labels, columns)
+    if columns.layout.numbers_only:
+        points = np.column_stack([_numbers(table[name], ids) for name in wanted]) if len(table) else np.empty((0, 0))
+        return _checked(points, wanted, ids, labels, columns)
+    return _of_several_kinds(table[wanted], ids, labels, columns)
+
+
+def _of_several_kinds(
+    table: pd.DataFrame, ids: np.ndarray, labels: np.ndarray | None, columns: _Columns
+) -> AuditedRows:
+    """Rows of which only the numbers are points; what nothing reads stands among them as 0 where it is no number."""
+    raw, names, numbers, fixed = table.copy(), [], [], []
+    looked_up = {category.position: category for category in columns.layout.categories}
+    for position, name in enumerate(table.columns):
+        if position in looked_up:
+            raw[name] = checked_categories(table[name], looked_up[position], ids)
+            continue
+        unread = position in columns.layout.unread and not pd.api.types.is_numeric_dtype(table[name])
+        values = np.zeros(len(table)) if unread else _numbers(table[name], ids)
+        raw[name] = table[name] if unread else values
+        names.append(name)
+        numbers.append(values)
+        fixed.append(unread)
+    points = np.stack(numbers, axis=1) if numbers else np.empty((len(table), 0))
+    rows = _checked(points, names, ids, labels, columns)
+    named = tuple(str(table.columns[position]) for position in sorted(looked_up))
+    return replace(rows, raw=raw, fixed=np.array(fixed, dtype=bool), looked_up=named)
 
 
 def _from_array(array: np.ndarray, labels: np.ndarray | None, columns: _Columns, signature: Any) -> AuditedRows:
@@ -212,7 +173,7 @@ def _checked(
     if labels is not None:
         _check_labels(labels, ids)
     served = None if columns.served is None else tuple(columns.served)
-    return AuditedRows(points, tuple(names), ids, _scale(points), labels, served, columns.order)
+    return AuditedRows(points, tuple(names), ids, spread(points), labels, served, columns.order)
 
 
 def _check_labels(labels: np.ndarray, ids: np.ndarray) -> None:
@@ -222,13 +183,6 @@ def _check_labels(labels: np.ndarray, ids: np.ndarray) -> None:
     missing = np.flatnonzero(pd.isna(labels))
     if missing.size:
         raise InvalidData(f"row {ids[missing[0]]} has no label to stratify by ({missing.size} in all)")
-
-
-def _scale(points: np.ndarray) -> np.ndarray:
-    # The mean of equal numbers is rounded, so the standard deviation of a constant column need not come out as 0.
-    with np.errstate(over="ignore"):  # an infinite unit is refused when the region is built
-        spread, largest = points.std(axis=0), np.abs(points).max(axis=0)
-    return np.where((np.ptp(points, axis=0) == 0) | (spread <= _CONSTANT * largest), 0.0, spread)
 
 
 def _numbers(column: pd.Series, ids: np.ndarray) -> np.ndarray:
@@ -284,3 +238,6 @@ def _entry_names(shape: tuple[int, ...]) -> list[str]:
     if len(shape) == 1:
         return [f"x{i}" for i in range(shape[0])]
     return [f"x[{','.join(map(str, index))}]" for index in product(*(range(n) for n in shape))]
+
+
+__all__ = ["AuditedRows", "Data", "check_domain", "load_rows", "sample"]

@@ -126,12 +126,12 @@ def policy_check(path: Path) -> int:
 def policy_init(request: ModelRequest, data: Path | None) -> int:
     """Print a policy for the model."""
     from mlflow_lipschitz.cli.proposal import propose_policy
+    from mlflow_lipschitz.pipeline.intake import rows_for
     from mlflow_lipschitz.registry.pull import pull
-    from mlflow_lipschitz.rows import load_rows
 
     pulled = pull(request.model_uri, trust_pickle=request.trust_pickle, tracking_uri=request.tracking_uri)
     source = data if data is not None else pulled.input_example
-    rows = load_rows(source, pulled.signature, None, pulled.fitted_names) if source is not None else None
+    rows = rows_for(pulled, source, None) if source is not None else None
     click.echo(propose_policy(pulled.name or "my-model", pulled.signature, rows), nl=False)
     return PASSED
 
@@ -146,17 +146,18 @@ def policy_schema() -> int:
 
 def support(request: ModelRequest) -> int:
     """Print the table of nodes; 3 when an audit of this model would fail on one of them."""
-    from mlflow_lipschitz.frontends.support import support_table
+    from mlflow_lipschitz.frontends.discrete_support import support_of_all
     from mlflow_lipschitz.frontends.to_onnx import to_onnx
     from mlflow_lipschitz.registry.pull import load_model_object, pull
 
     pulled = pull(request.model_uri, trust_pickle=request.trust_pickle, tracking_uri=request.tracking_uri)
     example = pulled.input_example
     if example is not None:
-        from mlflow_lipschitz.rows import load_rows
+        from mlflow_lipschitz.pipeline.intake import rows_for
 
-        example = load_rows(example, pulled.signature, None, pulled.fitted_names).points
-    nodes = support_table(to_onnx(load_model_object(pulled), example))
+        rows = rows_for(pulled, example, None)
+        example = rows.points if rows.raw is None else rows.raw
+    nodes = support_of_all(to_onnx(load_model_object(pulled), example), example)
     show_support(nodes)
     return FAILED if any(node.verdict == "unsupported" for node in nodes) else PASSED
 

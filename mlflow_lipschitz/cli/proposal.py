@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from typing import Any
 
 import numpy as np
 
+from mlflow_lipschitz.policy_yaml import yaml_scalar
 from mlflow_lipschitz.rows import AuditedRows
 
-_FIXED_TYPES = ("integer", "long", "boolean")
+_FIXED_TYPES = ("integer", "long", "boolean", "string")
 _MANY_ROWS = 10
 
 _TEMPLATE = """\
@@ -42,22 +42,25 @@ def propose_policy(name: str, signature: Any, rows: AuditedRows | None) -> str:
 
     Args:
         name: of the registered model.
-        signature: MLflow signature or None; whole-number and boolean columns are proposed as immutable.
-        rows: example rows, or None; they give the names where the signature has none, and the domain.
+        signature: MLflow signature or None; whole-number, boolean and text columns are proposed as immutable.
+        rows: example rows, or None; they give the names where the signature has none, the columns that the model looks up
+            (immutable in any case), and the domain.
     """
+    looked_up = list(rows.looked_up) if rows is not None else []
     features = _feature_types(signature) or {n: "double" for n in (rows.feature_names if rows else ())}
+    features = {**features, **dict.fromkeys(looked_up, "looked up")}
     codes = _codes(rows) if rows is not None else set()
-    fixed = [feature for feature, kind in features.items() if kind in _FIXED_TYPES or feature in codes]
+    fixed = [name for name, kind in features.items() if kind in _FIXED_TYPES or name in codes or name in looked_up]
     if len(fixed) == len(features):
-        fixed = []
+        fixed = looked_up
     moving = next((feature for feature in features if feature not in fixed), None)
     standardized = rows is not None and len(rows) > 1 and _all_vary(rows, fixed)
     return _TEMPLATE.format(
-        name=_quoted(re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:100] or "model"),
+        name=yaml_scalar(re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:100] or "model"),
         plain_name=re.sub(r"\s+", "-", name),
         output=0,
         domain=_domain(rows, fixed),
-        immutable=f"  immutable: [{', '.join(map(_quoted, fixed))}]  # whole numbers and yes/no columns: codes do not move\n"
+        immutable=f"  immutable: [{', '.join(map(yaml_scalar, fixed))}]  # text, whole numbers, yes/no columns: codes do not move\n"
         if fixed
         else "",
         radius=0.1 if standardized else 0.01,
@@ -95,7 +98,7 @@ def _domain(rows: AuditedRows | None, fixed: list[str]) -> str:
     for name, low, high in zip(rows.feature_names, flat.min(axis=0), flat.max(axis=0), strict=True):
         if name not in fixed and high > low:
             margin = (high - low) / 10
-            lines.append(f"    {_quoted(name)}: [{_outward(low - margin)}, {_outward(high + margin, up=True)}]\n")
+            lines.append(f"    {yaml_scalar(name)}: [{_outward(low - margin)}, {_outward(high + margin, up=True)}]\n")
     header = "  domain:  # ranges of the given rows, widened by a tenth\n"
     return header + "".join(lines) if lines else ""
 
@@ -112,13 +115,4 @@ def _outward(value: float, *, up: bool = False) -> str:
 def _monotone(feature: str | None) -> str:
     if feature is None:
         return "  # - {id: rises, type: monotone, feature: FEATURE, direction: increasing}\n"
-    return f"  # - {{id: rises, type: monotone, feature: {_quoted(feature)}, direction: increasing}}\n"
-
-
-def _quoted(name: str) -> str:
-    """A YAML scalar: bare where that is safe, a JSON string (valid YAML) otherwise."""
-    safe = re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]*", name) and name.lower() not in _WORDS
-    return name if safe else json.dumps(name)
-
-
-_WORDS = {"true", "false", "yes", "no", "on", "off", "null", "y", "n"}
+    return f"  # - {{id: rises, type: monotone, feature: {yaml_scalar(feature)}, direction: increasing}}\n"

@@ -10,6 +10,7 @@ embedding itself, (tokens, dimensions).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,36 +69,47 @@ class DividedModel:
         """The columns, or discrete inputs, that are looked up and do not move themselves."""
         return tuple(dict.fromkeys(source for part in self.parts for source in part.sources))
 
-    def points(self, table: Table) -> np.ndarray:
+    def points(self, table: Table, row_names: Sequence[str] | None = None) -> np.ndarray:
         """(rows, *sample shape), float64: the points around which the rows of a table are certified.
 
         Args:
             table: the rows as the whole model takes them: a frame, or an array (rows, *sample shape of the one input).
+            row_names: what errors call the rows; their positions when None.
 
         Raises:
-            InvalidData: a cell that the model's lookups refuse; names the row (by its position) and the column.
+            InvalidData: a cell that the model's lookups refuse; names the row and the column.
         """
         if not self.parts:
             return np.asarray(table, dtype=np.float64)
-        feeds = self.columns.feeds(table)
-        found = self.head.looked_up(feeds) if self.head is not None else {}
+        names = [str(i) for i in range(len(table))] if row_names is None else row_names
+        feeds = self.columns.feeds(table, names)
+        found = self.head.looked_up(feeds, names) if self.head is not None else {}
         flat = [(feeds | found)[part.tensor].reshape(len(table), -1) for part in self.parts]
         points = np.concatenate([values.astype(np.float64) for values in flat], axis=1)
         bad = np.argwhere(~np.isfinite(points))
         if bad.size:
-            raise InvalidData(f"row {bad[0][0]}: {self.names[bad[0][1]]} is not a finite number behind the lookup")
+            raise InvalidData(
+                f"row {names[bad[0][0]]}: {self.names[bad[0][1]]} is not a finite number behind the lookup"
+            )
         return points.reshape(len(table), *self.sample_shape)
 
 
-def divide(model: onnx.ModelProto, example: Table | None = None, output: str | int | None = None) -> DividedModel:
+def divide(
+    model: onnx.ModelProto,
+    example: Table | None = None,
+    output: str | int | None = None,
+    row_names: Sequence[str] | None = None,
+) -> DividedModel:
     """Divide a model in front of one of its outputs; a model of one real tensor stays as it is.
 
     Args:
         model: any ONNX model whose inputs are one tensor, or columns.
         example: rows as the model takes them. Needed where text is looked up, and where axes have a free length.
         output: name or position of the output to be certified; the first one when None.
+        row_names: what errors call the example's rows; their positions when None.
 
     Raises:
+        InvalidData: the model's lookups refuse a row of the example.
         UnsupportedOperator: no input can move, or a lookup decides what is computed and not only with which numbers.
         UsageError: an example is needed.
     """
@@ -116,7 +128,8 @@ def divide(model: onnx.ModelProto, example: Table | None = None, output: str | i
     wanted = [*front.embedded, *front.fixed]
     asked = list(dict.fromkeys(node.input[0] for node in front.shapes))
     head = Head(head_model(model, front.head, [*wanted, *asked]), columns) if wanted or asked else None
-    probes = _probes(head, columns, example)
+    feeds = _example_feeds(columns, example, row_names)
+    probes = _probes(head, columns.batch, *feeds)
     naming = EntryNames(front.head, {i.name: columns.labels(i.name) for i in columns.inputs}, model.graph.initializer)
     parts = tuple(_part(tensor, probes[tensor], front, naming) for tensor in (*real, *wanted))
     _refuse_two_precisions(parts)
@@ -154,25 +167,33 @@ def _with_one_output(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     return alone
 
 
-def _probes(head: Head | None, columns: ModelColumns, example: Table | None) -> dict[str, np.ndarray]:
+def _probes(
+    head: Head | None, batch: int | None, feeds: dict[str, np.ndarray], row_names: Sequence[str]
+) -> dict[str, np.ndarray]:
     """All tensors the parts are made of, for some rows; refuses those in which the batch is not axis 0."""
-    feeds = _example_feeds(columns, example)
-    fixed = columns.batch
-    found: list[dict[str, np.ndarray]] = []
-    for rows in (fixed,) if fixed else (2, 3):
+    counts = [batch] if batch else [2, 3]
+    found = []
+    for rows in counts:
         fed = stretched(feeds, rows)
-        found.append(fed | ({} if head is None else head.run(fed)))
+        try:
+            found.append(fed | ({} if head is None else head.run(fed)))
+        except Exception as error:  # onnxruntime's exceptions have no base class of their own
+            assert head is not None
+            raise head.refused(feeds, row_names, error) from error
     for name, values in found[0].items():
         lengths = [len(probe[name]) if probe[name].ndim else 0 for probe in found]
-        if lengths != ([fixed] if fixed else [2, 3]) or any(p[name].shape[1:] != values.shape[1:] for p in found):
+        if lengths != counts or any(probe[name].shape[1:] != values.shape[1:] for probe in found):
             raise UnsupportedOperator("Input", name, reason="axis 0 of it is not the batch", remedy=_BATCH)
     return found[-1]
 
 
-def _example_feeds(columns: ModelColumns, example: Table | None) -> dict[str, np.ndarray]:
+def _example_feeds(
+    columns: ModelColumns, example: Table | None, row_names: Sequence[str] | None
+) -> tuple[dict[str, np.ndarray], Sequence[str]]:
     if example is not None:
-        return columns.feeds(example)
+        names = [str(i) for i in range(len(example))] if row_names is None else row_names
+        return columns.feeds(example, names), names
     for found in columns.inputs:
         if found.dtype == object or None in found.shape:
             raise UsageError(f"the model looks up {found.name!r}: give an example, rows as the model takes them")
-    return {i.name: np.zeros((1, *(n or 0 for n in i.shape)), i.dtype) for i in columns.inputs}
+    return {i.name: np.zeros((1, *(n or 0 for n in i.shape)), i.dtype) for i in columns.inputs}, ["0"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,16 +86,22 @@ class ModelColumns:
         (found,) = [i for i in self.inputs if i.name == name]
         return [self.names[p] for p in found.positions] or [name]
 
-    def feeds(self, table: Table) -> dict[str, np.ndarray]:
+    def feeds(self, table: Table, row_names: Sequence[str]) -> dict[str, np.ndarray]:
         """Rows of a table (or of the one array that the model takes) by input, each in the input's type.
 
         Raises:
-            InvalidData: a cell of a whole-number input is none, or too large to be one; names the row by its position.
+            InvalidData: a cell of a whole-number input is none, or too large to be one; names the row.
         """
-        if len(self.inputs) == 1 and not isinstance(table, pd.DataFrame):
-            return {self.inputs[0].name: _typed(np.asarray(table), self.inputs[0])}
+        if len(self.inputs) == 1 and not self.inputs[0].positions:
+            return {self.inputs[0].name: _typed(np.asarray(table), self.inputs[0], row_names)}
         frame = pd.DataFrame(table)
-        return {i.name: _typed(_cells(frame, i), i) for i in self.inputs}
+        return {i.name: _typed(_cells(frame, i), i, row_names) for i in self.inputs}
+
+    def as_served(self, table: Table) -> Table:
+        """The rows as the whole model is asked: a frame as it is; one tensor in the input's type."""
+        if isinstance(table, pd.DataFrame) or len(self.inputs) > 1:
+            return table
+        return np.asarray(table).astype(self.inputs[0].dtype)
 
 
 def model_columns(model: onnx.ModelProto) -> ModelColumns:
@@ -140,7 +146,7 @@ def _cells(frame: pd.DataFrame, source: InputColumns) -> np.ndarray:
     return cells if len(source.shape) else cells[:, 0]
 
 
-def _typed(cells: np.ndarray, source: InputColumns) -> np.ndarray:
+def _typed(cells: np.ndarray, source: InputColumns, row_names: Sequence[str]) -> np.ndarray:
     if source.real or source.dtype == object:
         return cells.astype(source.dtype)
     numbers = cells.astype(np.float64)
@@ -148,7 +154,9 @@ def _typed(cells: np.ndarray, source: InputColumns) -> np.ndarray:
     wrong = np.argwhere(~np.isfinite(numbers) | (typed.astype(np.float64) != numbers))
     if wrong.size:
         value = cells[tuple(wrong[0])]
-        raise InvalidData(f"row {wrong[0][0]}: {value} is no {source.dtype}, which input {source.name!r} takes")
+        raise InvalidData(
+            f"row {row_names[wrong[0][0]]}: {value} is no {source.dtype}, which input {source.name!r} takes"
+        )
     return typed
 
 

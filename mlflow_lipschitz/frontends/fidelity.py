@@ -63,11 +63,13 @@ class ReplayOptions:
             float64. For probabilities it is absolute.
         decides: whether the largest output (or the sign of a single one) is what is audited, so that leads and decisions
             are compared too. Classifiers whose classes are known always decide.
+        served_rows: what the served model is asked, a row per point: an array or a frame; None: the points themselves.
     """
 
     output: str | int | None = None
     relative: float | None = None
     decides: bool = False
+    served_rows: Any = None
 
 
 def replay(
@@ -116,7 +118,8 @@ def replay(
         what = f"graph against onnxruntime on {len(extra)} more points of the region"
         comparisons.append(agreement.compare(what, own[rows:], reference[rows:]))
     if served is not None:
-        answers = _answers(served, points, source.batch, name)
+        asked = points if options.served_rows is None else options.served_rows
+        answers = _answers(served, asked, source.batch, name)
         comparisons.append(compare_served(own[:rows], answers, classes, agreement))
     return _report(comparisons, rows)
 
@@ -127,7 +130,7 @@ def _precision(source: ModelInput, options: ReplayOptions) -> Precision:
 
 
 def _own_outputs(graph: Graph, points: np.ndarray, rows: int) -> np.ndarray:
-    own = np.concatenate([evaluate(graph, chunk).numpy() for chunk in _chunks(points)])
+    own = np.concatenate([evaluate(graph, points[start:stop]).numpy() for start, stop in _chunks(points)])
     bad = np.flatnonzero(~np.isfinite(own).all(axis=1))
     if bad.size:
         place = f"row {bad[0]}" if bad[0] < rows else f"point {bad[0] - rows} of the region"
@@ -158,11 +161,11 @@ def _report(comparisons: list[Comparison], rows: int) -> FidelityReport:
     )
 
 
-def _answers(served: Callable[[np.ndarray], Any], points: np.ndarray, length: int | None, output: str) -> np.ndarray:
+def _answers(served: Callable[[Any], Any], asked: Any, length: int | None, output: str) -> np.ndarray:
     """(rows, values) the served model answers, asked in batches that a model exported with a fixed batch can take."""
     parts = []
     try:
-        for batch, rows in _batches(points, length):
+        for batch, rows in _batches(asked, length):
             answer = named_answer(served(batch), output)
             if len(answer) != len(batch):
                 raise FidelityError(f"the served model gave {len(answer)} answers for {len(batch)} rows")
@@ -187,16 +190,17 @@ def _run_onnxruntime(model: onnx.ModelProto, source: ModelInput, points: np.ndar
     return np.concatenate(parts)
 
 
-def _batches(points: np.ndarray, length: int | None) -> Iterator[tuple[np.ndarray, int]]:
+def _batches(points: Any, length: int | None) -> Iterator[tuple[Any, int]]:
     """Batches of `length` rows (any when None) and how many rows of each count: the last is filled by repeating a row."""
-    for chunk in _chunks(points):
-        step = length or len(chunk)
-        for start in range(0, len(chunk), step):
-            rows = chunk[start : start + step]
-            yield np.concatenate([rows, np.repeat(rows[-1:], step - len(rows), axis=0)]), len(rows)
+    take = points.iloc if hasattr(points, "iloc") else points
+    for start, stop in _chunks(points):
+        step = length or stop - start
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            yield take[np.minimum(np.arange(first, first + step), last - 1)], last - first
 
 
-def _chunks(points: np.ndarray) -> Iterator[np.ndarray]:
+def _chunks(points: Any) -> Iterator[tuple[int, int]]:
+    """(start, stop) of rows that are evaluated at once."""
     rows = max(1, CHUNK_ENTRIES // max(1, int(np.prod(points.shape[1:]))))
-    for start in range(0, len(points), rows):
-        yield points[start : start + rows]
+    yield from ((start, min(start + rows, len(points))) for start in range(0, len(points), rows))

@@ -101,13 +101,13 @@ def _uri_of(model: Any) -> str | None:
 def _audit(config: EvaluatorConfig, uri: str, dataset: Any, directory: Path) -> AuditResult:
     from mlflow_lipschitz.audit import AuditOptions, audit_rows
     from mlflow_lipschitz.mlflow_plugin.results import rows_of
+    from mlflow_lipschitz.pipeline.intake import rows_for
     from mlflow_lipschitz.policy import load_policy
     from mlflow_lipschitz.registry.pull import pull
-    from mlflow_lipschitz.rows import load_rows
 
     policy = load_policy(config.policy)
     pulled = pull(uri, trust_pickle=config.trust_pickle)
-    rows = load_rows(rows_of(dataset, policy), pulled.signature, policy, pulled.fitted_names)
+    rows = rows_for(pulled, rows_of(dataset, policy), policy)
     options = AuditOptions(device=config.device, chunk_size=config.chunk_size, trust_pickle=config.trust_pickle)
     return audit_rows(pulled, rows, policy, directory, options=options)
 

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from mlflow_lipschitz.audited_rows import AuditedRows
 from mlflow_lipschitz.certificates.io import write_certificates
 from mlflow_lipschitz.certificates.schema import Certificates
 from mlflow_lipschitz.gate.table import BoundsTable
@@ -46,9 +47,9 @@ def write_artifacts(
 
 
 def facts(
-    policy: AuditPolicy, question: Question, graph_hash: str, fidelity: Any, method: str, order: str
+    policy: AuditPolicy, question: Question, graph_hash: str, fidelity: Any, method: str, rows: AuditedRows
 ) -> Mapping[str, str]:
-    """What a reader needs to judge and to repeat the audit; `order` says where the order of the columns comes from."""
+    """What a reader needs to judge and to repeat the audit."""
     perturbation = policy.perturbation
     radius = perturbation.radius
     described = (
@@ -60,7 +61,8 @@ def facts(
         "domain": domain or "none",
         "does not move": ", ".join(policy.inputs.immutable) or "–",
         "judged output": str(policy.model.output),
-        "columns": order,
+        "columns": rows.order,
+        **({"looked up": _looked_up(rows)} if rows.looked_up else {}),
         "effort": "one propagation pass; no budget used, whatever engine.budget_per_point_s and target_gap say",
         "method": f"{method}; sound, incomplete: a bound may be larger than the truth, never smaller",
         "arithmetic": ARITHMETIC,
@@ -70,6 +72,11 @@ def facts(
         "policy": policy.reference,
         "versions": ", ".join(f"{name} {_version(name)}" for name in ("mlflow-lipschitz", "torch", "onnx", "mlflow")),
     }
+
+
+def _looked_up(rows: AuditedRows) -> str:
+    moving = "their embeddings move" if len(rows.fixed_names) == 0 else "each row keeps its encoding"
+    return f"{', '.join(rows.looked_up)}: by the model itself, before the perturbation begins; {moving}"
 
 
 def _version(name: str) -> str:

@@ -90,7 +90,8 @@ def question_of(policy: AuditPolicy, rows: AuditedRows, output_names: Sequence[s
     for name, ends in policy.inputs.domain.items():
         lower[names.index(name)], upper[names.index(name)] = ends
     named = {c.feature for c in policy.checks if c.type in ("monotone", "sensitivity_at_most")}
-    wide = len(names) > MAX_FEATURE_COLUMNS
+    fixed = set(rows.fixed_names)
+    wide = len(names) - len(fixed) > MAX_FEATURE_COLUMNS
     radii = [c.min for c in policy.checks if c.type == "radius_at_least"]
     return Question(
         output=output,
@@ -98,7 +99,7 @@ def question_of(policy: AuditPolicy, rows: AuditedRows, output_names: Sequence[s
         unit=unit.reshape(rows.input_shape),
         size=size,
         domain=(lower.reshape(rows.input_shape), upper.reshape(rows.input_shape)),
-        columns=tuple(i for i, name in enumerate(names) if not wide or name in named),
+        columns=tuple(i for i, name in enumerate(names) if name in named or not (wide or name in fixed)),
         monotone=tuple(
             MonotoneQuestion(c.id, names.index(c.feature), c.direction) for c in policy.checks if c.type == "monotone"
         ),
@@ -108,7 +109,7 @@ def question_of(policy: AuditPolicy, rows: AuditedRows, output_names: Sequence[s
 
 
 def _unit(policy: AuditPolicy, rows: AuditedRows) -> tuple[np.ndarray, float]:
-    fixed = set(policy.immutable_features(rows.feature_names))
+    fixed = {*policy.immutable_features(rows.feature_names), *rows.fixed_names}
     moves = np.array([name not in fixed for name in rows.feature_names])
     radius = policy.perturbation.radius
     if not isinstance(radius, (int, float)):

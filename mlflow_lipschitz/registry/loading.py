@@ -65,7 +65,10 @@ def _check_external_data(directory: Path, model: Any) -> None:
 
 
 class _OnnxServer:
-    """Answers as `mlflow.pyfunc` does for ONNX: an onnxruntime session; its floating-point output, or a dict of several."""
+    """Answers as `mlflow.pyfunc` does for ONNX: an onnxruntime session; its floating-point output, or a dict of several.
+
+    A model of several inputs is asked with a column for each, as a dictionary of columns would be served.
+    """
 
     def __init__(self, path: Path) -> None:
         import onnxruntime
@@ -77,13 +80,23 @@ class _OnnxServer:
 
     def __call__(self, points: np.ndarray | pd.DataFrame) -> np.ndarray | dict[str, np.ndarray]:
         inputs = self._session.get_inputs()
-        if len(inputs) != 1:
-            raise RegistryError(f"the ONNX model has {len(inputs)} inputs; models with one input can be audited.")
+        feeds = {i.name: _fed(points, n, i, len(inputs)) for n, i in enumerate(inputs)}
         floating = [o.name for o in self._session.get_outputs() if o.type in ("tensor(float)", "tensor(double)")]
         names = floating or [self._session.get_outputs()[0].name]
-        dtype = np.float64 if inputs[0].type == "tensor(double)" else np.float32
-        answers = self._session.run(names, {inputs[0].name: np.asarray(points, dtype)})
+        answers = self._session.run(names, feeds)
         return np.asarray(answers[0]) if len(names) == 1 else dict(zip(names, answers, strict=True))
+
+
+_DTYPES = {"tensor(double)": np.float64, "tensor(string)": object, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
+
+
+def _fed(points: np.ndarray | pd.DataFrame, position: int, source: Any, inputs: int) -> np.ndarray:
+    """What one input of a session takes of the rows: all of them, or of several inputs its column."""
+    dtype = _DTYPES.get(source.type, np.float32)
+    if inputs == 1:
+        return np.asarray(points, dtype)
+    column = points[source.name] if isinstance(points, pd.DataFrame) else points[:, position]
+    return np.asarray(column, dtype).reshape(len(points), *(1,) * (len(source.shape) - 1))
 
 
 def _load_pt2(_directory: Path, description: ModelDescription) -> LoadedModel:
@@ -100,8 +113,10 @@ def _module_server(module: Callable[..., Any], example_inputs: Any) -> Served:
     dtype = tensors[0].dtype if tensors else torch.float32
 
     def served(points: np.ndarray | pd.DataFrame) -> np.ndarray:
+        array = np.asarray(points)
+        tokens = array.dtype.kind in "iu" and dtype.is_floating_point  # looked up, whatever type the weights have
         with torch.no_grad():
-            answer = module(torch.as_tensor(np.asarray(points), dtype=dtype))
+            answer = module(torch.as_tensor(array, dtype=torch.int64 if tokens else dtype))
         first = answer[0] if isinstance(answer, (tuple, list)) else answer
         return first.detach().cpu().numpy()
 
