@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import jsonschema
@@ -375,3 +376,15 @@ def test_any_value_anywhere_is_a_policy_or_a_policy_error(key: str, value: objec
 def test_any_text_is_a_policy_or_a_policy_error(text: str) -> None:
     with pytest.raises(PolicyError):
         load_policy(text + "\n")
+
+
+def test_what_a_model_looks_up_has_to_be_said() -> None:
+    policy = load_policy(CONTRACT)
+    features = (*FEATURES, "branch=1", "branch=2")
+    with pytest.raises(PolicyError, match="'branch' is looked up by the model and cannot move") as refused:
+        policy.bind(features, OUTPUTS, fixed=("branch=1", "branch=2"), looked_up=("branch",))
+    (issue,) = refused.value.errors
+    assert issue.where == "inputs.immutable" and issue.line > 1
+    written = issue.message.rpartition("write ")[2]
+    said = load_policy(re.sub(r"immutable: \[.*\]", written, CONTRACT))
+    said.bind(features, OUTPUTS, fixed=("branch=1", "branch=2"), looked_up=("branch",))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mlflow.models import ModelSignature
+from mlflow.models import ModelSignature, infer_signature
 from mlflow.types.schema import ColSpec, Schema, TensorSpec
 
 from mlflow_lipschitz.errors import InvalidData
 from mlflow_lipschitz.policy import AuditPolicy, load_policy
+from mlflow_lipschitz.row_categories import Category, Layout
 from mlflow_lipschitz.rows import AuditedRows, load_rows, sample
 
 COLUMNS = ModelSignature(inputs=Schema([ColSpec("double", "age"), ColSpec("double", "income")]))
@@ -278,3 +280,77 @@ def test_a_sample_depends_on_its_seed_only() -> None:
     assert sample(rows, 10, 3).point_ids.tolist() == sample(rows, 10, 3).point_ids.tolist()
     assert sample(rows, 10, 3).point_ids.tolist() != sample(rows, 10, 4).point_ids.tolist()
     assert sample(rows, 10, 3).scale == rows.scale
+
+
+LAYOUT = Layout(categories=(Category(0, "text", ("east", "west"), open=False), Category(2, "whole")), unread=(3,))
+
+
+def mixed() -> pd.DataFrame:
+    return pd.DataFrame(
+        {"region": ["east", "west", "east"], "age": [20.0, 30.0, 40.0], "grade": [1, 2, 9], "note": ["a", "b", "c"]},
+        index=[10, 11, 12],
+    )
+
+
+def test_columns_that_a_model_looks_up_are_no_points_yet() -> None:
+    rows = load_rows(mixed(), None, None, ("region", "age", "grade", "note"), LAYOUT)
+    assert rows.feature_names == ("age", "note") and rows.fixed_names == ("note",)
+    assert rows.points.tolist() == [[20, 0], [30, 0], [40, 0]]
+    assert rows.looked_up == ("region", "grade")
+    assert isinstance(rows.raw, pd.DataFrame) and rows.raw["note"].tolist() == ["a", "b", "c"]
+    assert rows.take(np.array([2])).raw["grade"].tolist() == [9]
+
+
+def test_a_number_that_nothing_reads_stays_a_number() -> None:
+    rows = load_rows(mixed().assign(note=[7, 8, 9]), None, None, ("region", "age", "grade", "note"), LAYOUT)
+    assert rows.points[:, 1].tolist() == [7, 8, 9] and rows.fixed_names == ()
+
+
+def test_the_served_rows_are_in_the_order_of_the_signature() -> None:
+    signature = infer_signature(mixed()[["note", "grade", "age", "region"]])
+    rows = load_rows(mixed(), signature, None, ("region", "age", "grade", "note"), LAYOUT)
+    assert list(rows.served_rows.columns) == ["note", "grade", "age", "region"]
+
+
+def test_an_array_of_several_kinds() -> None:
+    rows = load_rows(mixed().to_numpy(), None, None, (), LAYOUT)
+    assert rows.feature_names == ("x1", "x3") and rows.looked_up == ("x0", "x2")
+    with pytest.raises(InvalidData, match="the rows have 3 columns, the model takes 4"):
+        load_rows(mixed().to_numpy()[:, :3], None, None, ("region", "age", "grade", "note"), LAYOUT)
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "problem"),
+    [
+        (
+            "region",
+            "south",
+            "row 11, column 'region': 'south' is none of the categories the model was fitted on: 'east', 'west'",
+        ),
+        ("region", None, "row 11, column 'region': the category is missing"),
+        ("region", pd.NA, "row 11, column 'region': the category is missing"),
+        ("region", float("nan"), "row 11, column 'region': the category is missing"),
+        ("region", 1, "row 11, column 'region': 1 is not text"),
+        ("grade", 1.5, "row 11, column 'grade': 1.5 is not a whole number"),
+        ("grade", "1", "row 11, column 'grade': '1' is not a whole number"),
+        ("grade", float("nan"), "row 11, column 'grade': the category is missing"),
+        ("age", "old", "row 11, column 'age': 'old' is not a number"),
+    ],
+)
+def test_a_cell_that_a_lookup_would_refuse_is_named(column: str, cell: object, problem: str) -> None:
+    frame = mixed().astype(object)
+    frame.loc[11, column] = cell
+    with pytest.raises(InvalidData, match=re.escape(problem)):
+        load_rows(frame, None, None, ("region", "age", "grade", "note"), LAYOUT)
+
+
+@pytest.mark.parametrize("cells", [[1, 2, 3], [1.0, 2.0, 3.0], [True, False, True], np.array([1, 2, 3], np.int8)])
+def test_whole_numbers_of_any_type(cells: object) -> None:
+    load_rows(mixed().assign(grade=cells), None, None, ("region", "age", "grade", "note"), LAYOUT)
+
+
+def test_text_columns_of_a_file_are_read_as_they_are_written(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("region,age,grade,note\nNA,1,1,x\n007,2,2,y\n")
+    layout = Layout(categories=(Category(0, "text"), Category(2, "whole")), unread=(3,))
+    rows = load_rows(tmp_path / "rows.csv", None, None, ("region", "age", "grade", "note"), layout)
+    assert rows.raw["region"].tolist() == ["NA", "007"]

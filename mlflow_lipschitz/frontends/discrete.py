@@ -184,6 +184,10 @@ def _probes(
         lengths = [len(probe[name]) if probe[name].ndim else 0 for probe in found]
         if lengths != counts or any(probe[name].shape[1:] != values.shape[1:] for probe in found):
             raise UnsupportedOperator("Input", name, reason="axis 0 of it is not the batch", remedy=_BATCH)
+        if not all(np.array_equal(probe[name][:2], values[:2]) for probe in found):
+            raise UnsupportedOperator(
+                "Input", name, reason="a lookup depends on the other rows of a batch", remedy=_BATCH
+            )
     return found[-1]
 
 

@@ -31,7 +31,7 @@ def support_of_all(model: onnx.ModelProto, example: Table | None = None) -> list
     except UnsupportedOperator as error:
         note = ". ".join(part for part in (error.reason, error.remedy) if part)
         return [NodeSupport(error.node, error.operator, error.origin, "unsupported", note)]
-    behind = {output for node in divided.body.graph.node for output in node.output}
-    lookups = [] if divided.head is None else [n for n in divided.head.nodes if not behind.intersection(n.output)]
+    behind = [(node.op_type, node.output) for node in divided.body.graph.node]  # constants are on both sides
+    lookups = [] if divided.head is None else [n for n in divided.head.nodes if (n.op_type, n.output) not in behind]
     rows = [NodeSupport(node_name(n), n.op_type, node_origin(n), "exact", _LOOKED_UP) for n in lookups]
     return rows + support_table(divided.body)

@@ -130,7 +130,7 @@ def _precision(source: ModelInput, options: ReplayOptions) -> Precision:
 
 
 def _own_outputs(graph: Graph, points: np.ndarray, rows: int) -> np.ndarray:
-    own = np.concatenate([evaluate(graph, points[start:stop]).numpy() for start, stop in _chunks(points)])
+    own = np.concatenate([evaluate(graph, chunk).numpy() for chunk in _chunks(points)])
     bad = np.flatnonzero(~np.isfinite(own).all(axis=1))
     if bad.size:
         place = f"row {bad[0]}" if bad[0] < rows else f"point {bad[0] - rows} of the region"
@@ -193,14 +193,18 @@ def _run_onnxruntime(model: onnx.ModelProto, source: ModelInput, points: np.ndar
 def _batches(points: Any, length: int | None) -> Iterator[tuple[Any, int]]:
     """Batches of `length` rows (any when None) and how many rows of each count: the last is filled by repeating a row."""
     take = points.iloc if hasattr(points, "iloc") else points
-    for start, stop in _chunks(points):
+    for start, stop in _spans(points):
         step = length or stop - start
         for first in range(start, stop, step):
             last = min(first + step, stop)
             yield take[np.minimum(np.arange(first, first + step), last - 1)], last - first
 
 
-def _chunks(points: Any) -> Iterator[tuple[int, int]]:
+def _chunks(points: np.ndarray) -> Iterator[np.ndarray]:
+    yield from (points[start:stop] for start, stop in _spans(points))
+
+
+def _spans(points: Any) -> Iterator[tuple[int, int]]:
     """(start, stop) of rows that are evaluated at once."""
     rows = max(1, CHUNK_ENTRIES // max(1, int(np.prod(points.shape[1:]))))
     yield from ((start, min(start + rows, len(points))) for start in range(0, len(points), rows))

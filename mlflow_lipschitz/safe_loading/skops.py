@@ -19,8 +19,10 @@ from mlflow_lipschitz.errors import RegistryError, UntrustedModel
 # Public class names by public module. Private submodules below them (`sklearn.linear_model._base`) are the same place.
 _ESTIMATORS = {
     "sklearn.pipeline": "Pipeline FeatureUnion",
-    "sklearn.compose": "ColumnTransformer TransformedTargetRegressor _RemainderColsList",
+    "sklearn.compose": "ColumnTransformer TransformedTargetRegressor _RemainderColsList make_column_selector",
     "sklearn.preprocessing": (
+        # A column transformer holds one for the columns it passes on; a function in it would be a node of its own, and refused.
+        "FunctionTransformer "
         "StandardScaler MinMaxScaler MaxAbsScaler RobustScaler Normalizer PolynomialFeatures LabelBinarizer "
         "LabelEncoder "
         "OneHotEncoder OrdinalEncoder PowerTransformer QuantileTransformer SplineTransformer KBinsDiscretizer Binarizer"
@@ -53,6 +55,10 @@ _CONTAINERS = {
     "SetNode": {"builtins.set"},
     "SliceNode": {"builtins.slice"},
     "RandomStateNode": {"numpy.random.mtrand.RandomState"},
+}
+_PLAIN_TYPES = {
+    *(f"builtins.{name}" for name in ("bool", "float", "int", "object", "str")),
+    *(f"numpy.{name}" for name in ("number", "integer", "floating", "object_")),
 }
 _LEAVES = {"JsonNode", "CachedNode"}
 
@@ -115,7 +121,7 @@ def _unlisted(node: dict[str, Any]) -> str:
     numeric = module == "numpy" and (_NUMPY_SCALAR.fullmatch(name) or name == "ndarray")
     if loader == "NdArrayNode" and numeric:
         return ""
-    if loader == "TypeNode" and (numeric or full in ("builtins.float", "builtins.int", "builtins.str")):
+    if loader == "TypeNode" and (numeric or full in _PLAIN_TYPES):
         return ""
     if loader == "DTypeNode" and module in ("numpy", "numpy.dtypes"):
         return ""

@@ -19,6 +19,7 @@ from mlflow_lipschitz.engine.propagation.interpreter import evaluate
 from mlflow_lipschitz.errors import InvalidData, UnsupportedOperator, UsageError
 from mlflow_lipschitz.frontends import encode, trace
 from mlflow_lipschitz.frontends.discrete import DividedModel, divide
+from mlflow_lipschitz.frontends.discrete_support import support_of_all
 from mlflow_lipschitz.frontends.lowering import lower
 from mlflow_lipschitz.frontends.to_onnx import to_onnx
 
@@ -300,6 +301,15 @@ def test_the_shape_of_a_discrete_input_is_asked_of_the_points() -> None:
         np.testing.assert_allclose(values_of(divide(model), rows), expected, rtol=1e-5, atol=1e-7)
 
 
+def test_the_table_of_nodes_has_lookups_first() -> None:
+    nodes = support_of_all(credit(), people())
+    assert [(row.op_type, row.verdict) for row in nodes[:4]] == [("OneHotEncoder", "exact"), ("Reshape", "exact")] * 2
+    assert all("before the perturbation" in row.note for row in nodes[:4])
+    assert {row.op_type for row in nodes[4:]} == {"Gather", "Identity", "Concat", "MatMul"}
+    (refused,) = support_of_all(REFUSED["do not move"])
+    assert refused.verdict == "unsupported" and "do not move" in refused.note
+
+
 def test_a_model_of_one_real_tensor_is_left_as_it_is() -> None:
     model = onnx_model([node("Relu", ["x"], "y")], {"x": (TensorProto.FLOAT, ["n", 3])}, {}, shape=["n", 3])
     divided = divide(model)
@@ -348,6 +358,16 @@ REFUSED = {
         kind=TensorProto.DOUBLE,
         shape=["n", 3],
     ),
+    "depends on the other rows": onnx_model(
+        [
+            node("Cast", ["code"], "real", to=TensorProto.FLOAT),
+            node("ReduceSum", ["real", "rows"], "all"),
+            node("Div", ["real", "all"], "share"),
+            node("Concat", ["x", "share"], "y", axis=1),
+        ],
+        {"x": (TensorProto.FLOAT, ["n", 1]), "code": (TensorProto.INT64, ["n", 1])},
+        {"rows": np.array([0])},
+    ),
     "takes samples of shape": onnx_model(
         [node("Gather", ["table", "ids"], "rows"), node("Add", ["rows", "shift"], "y")],
         {"ids": (TensorProto.INT64, ["n", 4]), "shift": (TensorProto.FLOAT, ["n", 4, 2])},
@@ -360,5 +380,5 @@ REFUSED = {
 @pytest.mark.parametrize("reason", REFUSED)
 def test_what_cannot_be_divided_is_refused(reason: str) -> None:
     with pytest.raises(UnsupportedOperator, match=reason) as refusal:
-        divide(REFUSED[reason])
+        divide(REFUSED[reason], np.ones((2, 2)) if "rows" in reason else None)
     assert refusal.value.remedy

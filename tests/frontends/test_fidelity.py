@@ -259,3 +259,18 @@ def test_classifier_without_probabilities() -> None:
     model = to_onnx(estimator)
     assert "served scores" in replay(lower(model), model, rows, estimator.decision_function).compared[1]
     assert "served labels" in replay(lower(model), model, rows, estimator.predict).compared[1]
+
+
+def test_the_served_model_may_be_asked_other_rows_than_the_points(
+    network: tuple[nn.Module, onnx.ModelProto, Graph], points: np.ndarray
+) -> None:
+    """A model that looks tokens up is asked tokens, while the graph is evaluated at their embeddings."""
+    module, model, graph = network
+    asked = pd.DataFrame({"key": np.arange(len(points))[::-1]})
+
+    def served(rows: pd.DataFrame) -> np.ndarray:
+        return answers_of(module, points[len(points) - 1 - rows["key"].to_numpy()])
+
+    assert replay(graph, model, points, served, options=ReplayOptions(served_rows=asked)).rows == 50
+    with pytest.raises(FidelityError):
+        replay(graph, model, points, served, options=ReplayOptions(served_rows=asked[::-1]))

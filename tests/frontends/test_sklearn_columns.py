@@ -134,6 +134,14 @@ MIXED = {
         ),
     ],
     "unknown ones ignored": [("c", OneHotEncoder(handle_unknown="ignore"), ["region"]), ("n", "passthrough", ["age"])],
+    "rare ones together": [
+        ("c", OneHotEncoder(min_frequency=26), ["region", "grade"]),
+        ("n", StandardScaler(), ["age"]),
+    ],
+    "unknown ones coded": [
+        ("c", OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1), ["region"]),
+        ("n", StandardScaler(), ["age"]),
+    ],
     "weights": [("c", OneHotEncoder(), ["region"]), ("n", StandardScaler(), ["age"])],
 }
 

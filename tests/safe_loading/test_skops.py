@@ -33,6 +33,31 @@ def test_an_estimator_comes_back(tmp_path: Path) -> None:
     assert loaded.predict_proba(points) == pytest.approx(estimator.predict_proba(points))
 
 
+def test_column_transformers_that_pass_columns_on_and_choose_them_by_type(tmp_path: Path) -> None:
+    """For passed-on columns scikit-learn stores a FunctionTransformer without a function."""
+    import pandas as pd
+    from sklearn.compose import ColumnTransformer, make_column_selector
+    from sklearn.linear_model import Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    frame = pd.DataFrame({"region": ["east", "west"] * 10, "age": np.arange(20.0), "debt": np.arange(20.0) ** 2})
+    parts = [
+        ("text", OneHotEncoder(), make_column_selector(dtype_exclude=np.number)),
+        ("age", StandardScaler(), make_column_selector(pattern="^a", dtype_include=[float, object])),
+    ]
+    estimator = make_pipeline(ColumnTransformer(parts, remainder="passthrough"), Ridge()).fit(frame, frame["age"])
+    loaded = load_skops(_skops(tmp_path / "m.skops", estimator))
+    assert loaded.predict(frame) == pytest.approx(estimator.predict(frame))
+
+
+def test_a_function_in_a_transformer_is_named(tmp_path: Path) -> None:
+    from sklearn.preprocessing import FunctionTransformer
+
+    with pytest.raises(UntrustedModel, match=r"numpy\.log1p \(FunctionNode\)"):
+        load_skops(_skops(tmp_path / "m.skops", FunctionTransformer(np.log1p).fit([[1.0]])))
+
+
 @pytest.mark.parametrize(
     ("node", "named"),
     [
