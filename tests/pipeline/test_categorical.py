@@ -14,10 +14,12 @@ from mlflow.models import infer_signature
 from mlflow.models.evaluation.evaluator_registry import _model_evaluation_registry
 from mlflow.tracking import MlflowClient
 from sklearn.compose import ColumnTransformer
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
+from sklearn.svm import SVC
 
 from mlflow_lipschitz.audit import AuditResult, audit
 from mlflow_lipschitz.cli.__main__ import run
@@ -167,6 +169,32 @@ def test_bounds_of_a_network_lie_above_its_slopes() -> None:
         upper = column(result, f"sensitivity_upper:{name}")
         assert (upper >= slopes * (1 - 1e-5)).all()
         assert np.median(upper / slopes) < 1.5
+
+
+def test_encodings_do_not_move_in_a_ball_either() -> None:
+    estimator = logistic()
+    result = audit(registered(estimator), applicants(), policy(output="logit[1]").replace("linf", "l2"))
+    coefficients, unit = estimator.named_steps["model"].coef_[0], units(estimator)
+    exact = np.hypot(coefficients[0] / unit["income"] * 1000, coefficients[1] / unit["age"] * 2)
+    np.testing.assert_allclose(column(result, "lipschitz_upper"), exact, rtol=1e-9)
+
+
+def test_a_kernel_machine_on_principal_components_beside_categories() -> None:
+    numbers = Pipeline([("scale", StandardScaler()), ("rotate", PCA(2, whiten=True))])
+    parts = ColumnTransformer([("numbers", numbers, ["income", "age"]), ("text", OneHotEncoder(), ["region"])])
+    frame = applicants(80)[["region", "age", "income"]]
+    target = score(applicants(80)) > np.median(score(applicants(80)))
+    estimator = Pipeline([("columns", parts), ("model", SVC(C=5.0, gamma=0.5))]).fit(frame, target)
+    text = policy("[region]", "logit[1]").replace("{age: 2, income: 1000}", "{age: 0.2, income: 100}")
+    result = audit(registered(estimator, frame), frame, text.split("  - {id: income")[0])
+    assert result.verdict.status == "passed"
+    rows = result.rows.served_rows
+    assert isinstance(rows, pd.DataFrame)
+    for name, step in (("age", 1e-3), ("income", 1.0)):
+        up, down = (rows.assign(**{name: rows[name] + shift}) for shift in (step, -step))
+        slope = np.abs(estimator.decision_function(up) - estimator.decision_function(down)) / (2 * step)
+        assert (column(result, f"sensitivity_upper:{name}") >= slope * (1 - 1e-6)).all()
+        assert np.median(column(result, f"sensitivity_upper:{name}") / slope) < 1.3
 
 
 def test_a_margin_and_its_radius_in_the_units_of_the_policy() -> None:
