@@ -88,5 +88,5 @@ def _problem(cell: Any, category: Category) -> str:
 
 def _is_whole(cell: Any) -> bool:
     if isinstance(cell, (bool, np.bool_, int, np.integer)):
-        return True
-    return isinstance(cell, (float, np.floating)) and float(cell).is_integer()
+        return -(2**63) <= int(cell) < 2**63
+    return isinstance(cell, (float, np.floating)) and float(cell).is_integer() and abs(float(cell)) < 2.0**63

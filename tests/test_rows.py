@@ -332,6 +332,7 @@ def test_an_array_of_several_kinds() -> None:
         ("region", float("nan"), "row 11, column 'region': the category is missing"),
         ("region", 1, "row 11, column 'region': 1 is not text"),
         ("grade", 1.5, "row 11, column 'grade': 1.5 is not a whole number"),
+        ("grade", 10**30, "row 11, column 'grade': 1000000000000000000000000000000 is not a whole number"),
         ("grade", "1", "row 11, column 'grade': '1' is not a whole number"),
         ("grade", float("nan"), "row 11, column 'grade': the category is missing"),
         ("age", "old", "row 11, column 'age': 'old' is not a number"),

@@ -13,7 +13,8 @@ import pandas as pd
 from mlflow_lipschitz.errors import InvalidData, UnsupportedOperator
 from mlflow_lipschitz.row_categories import Category
 
-# Model property with the columns of a table that the inputs take, as JSON: names of all columns, positions per input.
+# Model property with the columns of a table that the inputs take, as JSON: names of all columns, positions per input. Written
+# by our own export only: a file that brings one along could call its inputs by each other's names.
 COLUMNS_KEY = "mlflow_lipschitz.columns"
 REAL = (
     onnx.TensorProto.FLOAT,
@@ -99,9 +100,21 @@ class ModelColumns:
 
     def as_served(self, table: Table) -> Table:
         """The rows as the whole model is asked: a frame as it is; one tensor in the input's type."""
-        if isinstance(table, pd.DataFrame) or len(self.inputs) > 1:
-            return table
+        if len(self.inputs) > 1 or self.inputs[0].positions:
+            return table if isinstance(table, pd.DataFrame) else pd.DataFrame(table, columns=list(self.names))
         return np.asarray(table).astype(self.inputs[0].dtype)
+
+
+def without_notes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model from outside, without a note of our own about its columns."""
+    if all(entry.key != COLUMNS_KEY for entry in model.metadata_props):
+        return model
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    kept = [entry for entry in model.metadata_props if entry.key != COLUMNS_KEY]
+    del plain.metadata_props[:]
+    plain.metadata_props.extend(kept)
+    return plain
 
 
 def model_columns(model: onnx.ModelProto) -> ModelColumns:

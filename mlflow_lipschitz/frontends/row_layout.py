@@ -6,7 +6,7 @@ from typing import Any
 
 import onnx
 
-from mlflow_lipschitz.frontends.discrete_columns import model_columns
+from mlflow_lipschitz.frontends.discrete_columns import model_columns, without_notes
 from mlflow_lipschitz.row_categories import Layout
 
 
@@ -21,7 +21,7 @@ def row_layout(model: Any) -> Layout:
         UsageError: an estimator that is not fitted.
     """
     if isinstance(model, onnx.ModelProto):
-        columns = model_columns(model)
+        columns = model_columns(without_notes(model))
         return Layout(columns.names, columns.categories) if len(columns.inputs) > 1 else Layout()
     if any(part.__module__.partition(".")[0] == "sklearn" for part in type(model).__mro__):
         from mlflow_lipschitz.frontends.sklearn_columns import fitted_columns

@@ -10,6 +10,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from mlflow_lipschitz.errors import AuditError, UnsupportedOperator, UntrustedModel, UsageError
+from mlflow_lipschitz.frontends.discrete_columns import without_notes
 
 
 def to_onnx(model: Any, example: Any = None) -> onnx.ModelProto:
@@ -77,6 +78,7 @@ def _from_torch(model: Any, example: Any) -> onnx.ModelProto:
 
 def _with_shape_of(model: onnx.ModelProto, example: Any) -> onnx.ModelProto:
     """A copy in which the example's shape fixes every free axis of the input but the batch."""
+    model = without_notes(model)
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [i for i, value in enumerate(model.graph.input) if value.name not in constants]
     if example is None or len(inputs) != 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from mlflow_lipschitz.engine.propagation.interpreter import evaluate
 from mlflow_lipschitz.errors import InvalidData, UnsupportedOperator, UsageError
 from mlflow_lipschitz.frontends import encode, trace
 from mlflow_lipschitz.frontends.discrete import DividedModel, divide
+from mlflow_lipschitz.frontends.discrete_columns import COLUMNS_KEY
 from mlflow_lipschitz.frontends.discrete_support import support_of_all
 from mlflow_lipschitz.frontends.lowering import lower
+from mlflow_lipschitz.frontends.row_layout import row_layout
 from mlflow_lipschitz.frontends.to_onnx import to_onnx
 
 WORDS, LENGTH, WIDTH = 20, 5, 8
@@ -263,6 +266,17 @@ def test_real_columns_that_are_inputs_of_their_own_become_one_tensor() -> None:
     np.testing.assert_array_equal(values_of(divided, rows), [[21.0], [43.0]])
     frame = pd.DataFrame(rows, columns=["a", "b"])
     np.testing.assert_array_equal(values_of(divided, frame), [[21.0], [43.0]])
+
+
+def test_a_file_cannot_call_its_inputs_by_other_names() -> None:
+    model = credit()
+    note = {"names": ["region", "age", "grade"], "inputs": {"age": [1], "region": [0], "grade": [2]}, "unread": []}
+    model.metadata_props.add(key=COLUMNS_KEY, value=json.dumps(note))
+    model.metadata_props.add(key="author", value="someone")
+    assert row_layout(model).names == ("age", "region", "grade")
+    taken = to_onnx(model, people())
+    assert [entry.key for entry in taken.metadata_props] == ["author"]
+    assert len(model.metadata_props) == 2
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -125,3 +125,21 @@ def test_an_onnx_model_that_takes_columns(tmp_path: Path) -> None:
     assert any("served" in what for what in result.fidelity.compared)
     with pytest.raises(InvalidData, match=r"row 1, column 'region'.*'south'"):
         audit(registered_onnx(credit(), people()), people().assign(region=["east", "south", "west"]), policy)
+
+
+def test_real_columns_of_an_onnx_model_are_served_by_name() -> None:
+    """Two inputs, asked for in another order than the data has them."""
+    nodes = [
+        onnx.helper.make_node("Sub", ["income", "age"], ["apart"]),
+        onnx.helper.make_node("Tanh", ["apart"], ["y"]),
+    ]
+    inputs = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["n", 1]) for n in ("age", "income")]
+    output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 1])
+    graph = onnx.helper.make_graph(nodes, "two", inputs, [output])
+    built = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    frame = pd.DataFrame({"income": [0.5, 0.1, 0.9], "age": [0.4, 0.3, 0.2]})
+    policy = POLICY.replace("margin", '"y"').replace("inputs: {immutable: [tokens]}\n", "").split("checks:")[0]
+    policy += "checks:\n  - {id: up, type: monotone, feature: income, direction: increasing}\n"
+    result = audit(registered_onnx(built, frame), frame, policy)
+    assert result.verdict.status == "passed"
+    assert result.rows.feature_names == ("age", "income") and result.rows.looked_up == ()
