@@ -28,13 +28,19 @@ def trace(model_or_path: Any, example: Any = None, *, output: str | int | None =
         UnsupportedOperator: naming the node, its origin in the user's model, the reason and a remedy.
         UntrustedModel: loading the file would run code from it.
         UsageError: the model is of no supported kind, or needs an example.
+        FidelityError: a torch module answers the example otherwise than its graph: the exporter has been seen to drop options.
     """
     from mlflow_lipschitz.frontends.discrete import divide
     from mlflow_lipschitz.frontends.lowering import lower
-    from mlflow_lipschitz.frontends.to_onnx import to_onnx
+    from mlflow_lipschitz.frontends.to_onnx import is_torch_module, to_onnx
 
     divided = divide(to_onnx(model_or_path, example), _rows(example), output)
-    return lower(divided.body, None if divided.parts else output)
+    graph = lower(divided.body, None if divided.parts else output)
+    if is_torch_module(model_or_path) and not isinstance(output, str):
+        from mlflow_lipschitz.frontends.module_answers import require_same_answers
+
+        require_same_answers(model_or_path, example, graph, divided.points(_rows(example)), output or 0)
+    return graph
 
 
 def encode(model_or_path: Any, rows: Any, *, output: str | int | None = None) -> np.ndarray:

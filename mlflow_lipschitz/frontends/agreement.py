@@ -15,6 +15,7 @@ variation. An offset shared by all rows, a large output beside a small one, or o
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,19 +65,25 @@ class Comparison:
 class Agreement:
     """What the graph's outputs, (rows, outputs), make of differences: computed once from all rows that are known.
 
-    With `decides`, the largest output, or the sign of a single one, is a decision that must be the same. `band`, (outputs,), is how
-    far rounding between layers can move an output.
+    With `decides`, the largest output, or the sign of a single one, is a decision that must be the same. `band`, (rows, outputs),
+    is how far rounding between layers can move each output at that very row.
     """
 
     def __init__(
         self, own: np.ndarray, precision: Precision, *, decides: bool = False, band: np.ndarray | None = None
     ) -> None:
         self.decides = decides
-        self._band = np.zeros(own.shape[1]) if band is None else band
+        self._band = np.zeros((1, own.shape[1])) if band is None else band
         self.precision = precision
         self._center = np.median(own, axis=0)
         self._spread = np.array([_spread(column) for column in own.T])
         self._lead = _typical_lead(own) if decides else 1.0
+
+    def of_rows(self, rows: slice) -> Agreement:
+        """The same for some of the rows."""
+        part = copy(self)
+        part._band = self._band if len(self._band) == 1 else self._band[rows]
+        return part
 
     def compare(self, what: str, own: np.ndarray, other: np.ndarray) -> Comparison:
         """Outputs against those of another program, both (rows, outputs). Raises FidelityError unless they agree."""
@@ -101,7 +108,7 @@ class Agreement:
         size = np.maximum(self._lead, leads)
         magnitude = np.maximum(np.abs(_scores(own)), np.abs(own).max(axis=1, keepdims=True))
         allowed = self._allowed(size, magnitude)
-        allowed = np.maximum(allowed, 2 * self._band.max(initial=0.0))
+        allowed = np.maximum(allowed, 2 * self._band.max(axis=1, keepdims=True))
         return Comparison(f"{what}, leads of the largest", np.abs(leads - _leads(other, top)), allowed)
 
     def _allowed(self, size: np.ndarray, magnitude: np.ndarray) -> np.ndarray:

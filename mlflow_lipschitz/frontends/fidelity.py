@@ -113,14 +113,16 @@ def replay(
     agreement = Agreement(own, _precision(source, options), decides=decides, band=_rounding_band(graph, rounded, own))
     reference = _run_onnxruntime(model, source, rounded, name)
     rows = len(points)
-    comparisons = [agreement.compare("graph against onnxruntime", own[:rows], reference[:rows])]
+    audited = agreement.of_rows(slice(0, rows))
+    comparisons = [audited.compare("graph against onnxruntime", own[:rows], reference[:rows])]
     if len(extra):
         what = f"graph against onnxruntime on {len(extra)} more points of the region"
-        comparisons.append(agreement.compare(what, own[rows:], reference[rows:]))
+        others = agreement.of_rows(slice(rows, None))
+        comparisons.append(others.compare(what, own[rows:], reference[rows:]))
     if served is not None:
         asked = points if options.served_rows is None else options.served_rows
         answers = _answers(served, asked, source.batch, name)
-        comparisons.append(compare_served(own[:rows], answers, classes, agreement))
+        comparisons.append(compare_served(own[:rows], answers, classes, audited))
     return _report(comparisons, rows)
 
 
@@ -139,14 +141,21 @@ def _own_outputs(graph: Graph, points: np.ndarray, rows: int) -> np.ndarray:
 
 
 def _rounding_band(graph: Graph, points: np.ndarray, own: np.ndarray) -> np.ndarray | None:
-    """How far each output can be from the graph's if values that are rounded go the other way; None where none is."""
+    """(rows, outputs) how far each can be from the graph's if values that are rounded go the other way; None where none is.
+
+    Raises FidelityError where that cannot be bounded: any answer would do there.
+    """
     if not any(isinstance(node.op, Rounding) for node in graph.nodes):
         return None
     weights = weights_of(graph, torch.device("cpu"))
     boxes = (torch.from_numpy(chunk.astype(np.float64)) for chunk in _chunks(points))
     ranges = [enclose(Problem(graph, weights, Box(box, box))) for box in boxes]
     low, high = (np.concatenate([getattr(part, end)[:, 0].numpy() for part in ranges]) for end in ("lower", "upper"))
-    return np.asarray(np.maximum(high - own, own - low).max(axis=0))
+    band = np.maximum(high - own, own - low)
+    bad = np.flatnonzero(~np.isfinite(band).all(axis=1))
+    if bad.size:
+        raise FidelityError(f"row {bad[0]}: what its rounded activations do to the output cannot be bounded")
+    return np.asarray(band)
 
 
 def _report(comparisons: list[Comparison], rows: int) -> FidelityReport:

@@ -44,6 +44,13 @@ def to_onnx(model: Any, example: Any = None) -> onnx.ModelProto:
     )
 
 
+def is_torch_module(model: Any) -> bool:
+    """Whether it is a torch.nn.Module; torch is not imported to find out."""
+    return any(
+        part.__module__ == "torch.nn.modules.module" and part.__name__ == "Module" for part in type(model).__mro__
+    )
+
+
 def _from_path(path: Path, example: Any) -> onnx.ModelProto:
     if not path.is_file():
         raise UsageError(f"there is no model file {path}")

@@ -39,11 +39,11 @@ def module_to_onnx(module: torch.nn.Module | torch.jit.ScriptFunction, example: 
         )
     if example is None:
         raise UsageError("a torch module needs an example: rows of its input, of shape (rows, *sample shape)")
-    rows = _example_rows(module, example)
+    rows = example_rows(module, example)
     # An example batch of 1 would be taken as a constant by torch.export, so the axis could not be free.
     rows = torch.cat([rows, rows])[:2] if len(rows) < 2 else rows[:2]
     batch = torch.export.Dim("batch")
-    with _evaluation_mode(module):
+    with evaluation_mode(module):
         return _export(module, (rows,), ({0: batch},))
 
 
@@ -82,7 +82,8 @@ def _innermost(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".strip().split("\n\n")[0]
 
 
-def _example_rows(module: torch.nn.Module, example: Any) -> torch.Tensor:
+def example_rows(module: torch.nn.Module, example: Any) -> torch.Tensor:
+    """The example as the module takes it: on its device, in its type. Raises UsageError when there are no rows."""
     rows = example.detach() if isinstance(example, torch.Tensor) else torch.from_numpy(np.array(example, dtype=float))
     if rows.ndim == 0 or len(rows) == 0:
         raise UsageError("the example has no rows; shape (rows, *sample shape) is expected")
@@ -103,7 +104,7 @@ def _example_rows(module: torch.nn.Module, example: Any) -> torch.Tensor:
 
 def _takes(module: torch.nn.Module, rows: torch.Tensor) -> bool:
     try:
-        with _evaluation_mode(module), torch.no_grad():
+        with evaluation_mode(module), torch.no_grad():
             module(rows[:2])
     except Exception:  # noqa: BLE001 - the user's code, which may raise anything; what it raises is met again in the export
         return False
@@ -111,7 +112,8 @@ def _takes(module: torch.nn.Module, rows: torch.Tensor) -> bool:
 
 
 @contextlib.contextmanager
-def _evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
+def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
+    """The module as it answers requests; afterwards it is as it was."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

@@ -139,3 +139,19 @@ def test_a_model_that_onnxruntime_cannot_run() -> None:
     model.graph.node[0].op_type = "NoSuchOperator"
     with pytest.raises(FidelityError, match="onnxruntime cannot run"):
         replay(graph, model, points())
+
+
+def test_a_band_holds_at_its_own_row_only() -> None:
+    own = np.arange(20.0)[:, None]
+    band = np.full((20, 1), 1e-6)
+    band[3] = 0.5
+    agreement = Agreement(own, SINGLE, band=band)
+    moved = own.copy()
+    moved[3] += 0.4
+    agreement.compare("it", own, moved)
+    with pytest.raises(FidelityError, match="row 7"):
+        elsewhere = own.copy()
+        elsewhere[7] += 0.4
+        agreement.compare("it", own, elsewhere)
+    with pytest.raises(FidelityError):
+        agreement.of_rows(slice(4, None)).compare("it", own[4:], own[4:] + 0.4)

@@ -12,7 +12,7 @@ from torch import nn
 
 from mlflow_lipschitz.engine.ir import ops
 from mlflow_lipschitz.engine.propagation.interpreter import evaluate
-from mlflow_lipschitz.errors import UnsupportedOperator, UsageError
+from mlflow_lipschitz.errors import FidelityError, UnsupportedOperator, UsageError
 from mlflow_lipschitz.frontends import trace
 from mlflow_lipschitz.frontends.to_onnx import to_onnx
 from tests.frontends.onnx_models import run_onnxruntime
@@ -225,3 +225,11 @@ def test_exporter_writes_valid_onnx_with_a_free_batch() -> None:
     model = to_onnx(nn.Linear(5, 2), torch.zeros(1, 5))
     onnx.checker.check_model(model, full_check=True)
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 0
+
+
+def test_an_option_that_the_exporter_drops_is_noticed() -> None:
+    rows = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    tail = [torch.nn.Flatten(), torch.nn.Linear(4, 2)]
+    with pytest.raises(FidelityError, match="another function than the module: row 0"):
+        trace(torch.nn.Sequential(torch.nn.AvgPool2d(2, divisor_override=3), *tail), rows)
+    assert trace(torch.nn.Sequential(torch.nn.AvgPool2d(2), *tail), rows).output_shape == (2,)

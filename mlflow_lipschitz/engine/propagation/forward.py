@@ -82,7 +82,7 @@ class ForwardSweep:
         size = ((above.abs() + below.abs()) * self._reach[:, None, None]).sum(-1)
         size = size + offset_above.abs() + offset_below.abs() + largest.abs()
         error = largest + (offset_above + offset_below) / 2 + error_bound(size, 8)
-        error = torch.where(error.isnan(), torch.inf, error.clamp(min=0)).expand(place.shape)
+        error = torch.where(error.isfinite(), error.clamp(min=0), torch.inf).expand(place.shape)
         known = entries(form.error, 2).expand(*place.shape[:2], -1)
         closer = error < torch.where(known.isnan(), torch.inf, known).gather(2, place)
         shape = form.offset.shape[2:]
@@ -100,7 +100,8 @@ class ForwardSweep:
         """What the node's form says of its range over the region."""
         form = self._forms[index]
         if form.coeffs is None:
-            return Interval.enclosing(form.offset - form.error, form.offset + form.error)
+            slack = error_bound(form.offset.abs() + form.error, 1)
+            return Interval.enclosing(form.offset - form.error - slack, form.offset + form.error + slack)
         shape, inputs = form.offset.shape[2:], self._problem.graph.input_shape
         rows = entries(form.coeffs, 3).transpose(2, 3)
         rows = rows.reshape(*rows.shape[:3], *inputs)

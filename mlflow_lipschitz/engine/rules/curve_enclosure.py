@@ -99,8 +99,11 @@ def _reaches(z: Interval, period: Period, place: float) -> Tensor:
     """Whether place + k · length may lie in the interval for some whole k; in doubt, and far from zero, it does."""
     first, last = ((end - place) / period.length for end in (z.lower, z.upper))
     slack = 1e-9  # far above the rounding of numbers below `_FAR`
-    near = (z.lower.abs() < _FAR) & (z.upper.abs() < _FAR)
-    return ~near | ((last + slack).floor() >= (first - slack).ceil())
+    return ~_is_near(z) | ((last + slack).floor() >= (first - slack).ceil())
+
+
+def _is_near(z: Interval) -> Tensor:
+    return (z.lower.abs() < _FAR) & (z.upper.abs() < _FAR)
 
 
 def _best_line(facts: CurveFacts, z: Interval, side: int) -> tuple[Tensor, Tensor]:
@@ -198,6 +201,7 @@ def _bent_peak(facts: CurveFacts, bend: float, z: Interval, slope: Tensor, side:
     curl = bend * reach * reach / 2
     size = top.abs() + drop.abs() + rise + curl
     tangent = top - drop + rise + spread + curl + 8 * _ULP * size + _UNDERFLOW
+    tangent = torch.where(_is_near(z), tangent, torch.inf)
     known = curve_interval(facts, z)
     level = known.upper if side > 0 else -known.lower
     fall = torch.minimum(slope * z.lower, slope * z.upper)
