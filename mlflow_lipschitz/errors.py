@@ -52,6 +52,16 @@ class UsageError(LipschitzError):
     exit_code = 2
 
 
+class PropertyError(LipschitzError):
+    """A VNN-LIB file says something that is not understood. `line` counts from 1; 0 where no line applies."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, line: int = 0) -> None:
+        self.line = line
+        super().__init__(f"line {line}: {message}" if line else message)
+
+
 @dataclass(frozen=True)
 class PolicyIssue:
     """One thing wrong with a policy file. `line` counts from 1; 0 where no line applies."""

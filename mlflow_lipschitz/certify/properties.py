@@ -1,0 +1,160 @@
+"""Properties of a network: is there an input in these boxes whose output is unsafe?
+
+A case {x in a box, Aᵢ·f(x) ≤ bᵢ for all i of one of several conjunctions} is impossible if for every conjunction some i has
+min over the box of Aᵢ·f(x) > bᵢ. Boxes for which that cannot be shown are cut into smaller ones.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from mlflow_lipschitz.certify.counterexamples import Counterexample, Hunt, Served
+from mlflow_lipschitz.certify.execution import default_chunk_size, halving, resolve_device, rigorous_arithmetic
+from mlflow_lipschitz.certify.property_numbers import PropertyNumbers
+from mlflow_lipschitz.engine.domains.region import Box
+from mlflow_lipschitz.engine.ir.graph import Graph
+from mlflow_lipschitz.engine.propagation.backward import concretize, upper_form
+from mlflow_lipschitz.engine.propagation.pre_activation import Refinement, bound_nodes
+from mlflow_lipschitz.engine.propagation.problem import Problem
+from mlflow_lipschitz.engine.search.input_splitting import Judged, Pieces, cover
+from mlflow_lipschitz.engine.transforms.objectives import flat_output
+from mlflow_lipschitz.errors import InvalidRegion
+from mlflow_lipschitz.vnnlib.unsafe_set import UnsafeSet
+
+_FIRST_HUNT = 0.1  # of the time, at most, before anything is proved
+_HUNTING = 0.2  # of the time, at most, while pieces are proved
+_ROWS_PER_PIECE = 8  # of the linear forms in flight
+
+
+@dataclass(frozen=True)
+class PropertyAnswer:
+    """Whether the unsafe set is empty.
+
+    Attributes:
+        status: `certified`, `violated` or `undecided`.
+        counterexample: what contradicts the property, when violated.
+        pieces: how many boxes were looked at.
+        reason: why it is undecided; empty when it is decided.
+        arithmetic: what a certified property is about: `real`, the exact function of the stored weights.
+    """
+
+    status: str
+    counterexample: Counterexample | None
+    pieces: int
+    reason: str = ""
+    arithmetic: str = "real"
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """The model as it is served.
+
+    Attributes:
+        kind: the type its inputs have, np.float32 or np.float64.
+        answer: (points, *input shape) float64 → the points in that type, and outputs for them, (ways, points, outputs): the
+            model may be served in several ways that round differently, and a counterexample is one in all of them.
+    """
+
+    kind: type
+    answer: Served
+
+
+def certify_property(
+    graph: Graph,
+    unsafe: UnsafeSet,
+    served: ServedModel,
+    *,
+    timeout: float,
+    device: str = "auto",
+    chunk_size: int | None = None,
+) -> PropertyAnswer:
+    """Prove that the unsafe set is empty, or find an input in it.
+
+    Args:
+        graph: the model.
+        unsafe: what must not occur.
+        served: decides what is a counterexample.
+        timeout: seconds after which no new work begins.
+        device: auto, cpu or cuda.
+        chunk_size: linear forms in flight; bounds memory.
+
+    Raises:
+        InvalidRegion: the property has another number of inputs or outputs than the graph.
+        PropertyError: a number cannot be represented. UsageError: unknown device.
+    """
+    began = time.monotonic()
+    place, flat = resolve_device(device), flat_output(graph)
+    sizes = (torch.Size(flat.input_shape).numel(), flat.output_shape[0])
+    if sizes != (unsafe.inputs, unsafe.outputs):
+        raise InvalidRegion(
+            f"the property has {unsafe.inputs} inputs and {unsafe.outputs} outputs, the model {sizes[0]} and {sizes[1]}"
+        )
+    numbers = PropertyNumbers.of(unsafe, flat.input_shape, served.kind, place)
+    problem = Problem.of(flat, Box(numbers.lower, numbers.upper), None, place)
+    with rigorous_arithmetic():
+        hunt = Hunt(problem, unsafe, numbers, served.answer)
+        hunt.everywhere(began + _FIRST_HUNT * timeout)
+        search = _Search(problem, numbers, hunt, began, timeout)
+        size = chunk_size or default_chunk_size(place, flat)
+        return halving(size, search.run)
+
+
+@dataclass(frozen=True)
+class _Search:
+    problem: Problem
+    numbers: PropertyNumbers
+    hunt: Hunt
+    began: float
+    timeout: float
+
+    def run(self, chunk_size: int) -> PropertyAnswer:
+        batch = max(1, chunk_size // _ROWS_PER_PIECE)
+        coverage = cover(self.numbers.roots, partial(self._judge, chunk_size), batch=batch, stop=self._over)
+        if self.hunt.found is not None:
+            return PropertyAnswer("violated", self.hunt.found, coverage.judged)
+        if coverage.complete:
+            return PropertyAnswer("certified", None, coverage.judged)
+        reason = f"no answer within {self.timeout:g} seconds" if coverage.reason == "stopped" else coverage.reason
+        return PropertyAnswer("undecided", None, coverage.judged, reason)
+
+    def _over(self) -> bool:
+        return self.hunt.found is not None or self._seconds >= self.timeout
+
+    @property
+    def _seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    def _judge(self, chunk_size: int, pieces: Pieces) -> Judged:
+        judged, corners = judge(self.problem, self.numbers, pieces, chunk_size)
+        rest = ~judged.proved
+        if self.hunt.seconds <= _HUNTING * self._seconds and bool(rest.any()):
+            self.hunt.around(pieces.chosen(rest), corners[rest])
+        return judged
+
+
+def judge(problem: Problem, numbers: PropertyNumbers, pieces: Pieces, chunk_size: int) -> tuple[Judged, Tensor]:
+    """Which pieces hold no unsafe input, and for the others the corner where the bound that is nearest to a proof is worst.
+
+    Returns:
+        what is known of the pieces, and (pieces, *input shape) corners.
+    """
+    part = problem.with_region(Box(pieces.lower, pieces.upper))
+    bounds = bound_nodes(part, Refinement(chunk_size))
+    rows, limits = numbers.rows[pieces.owner], numbers.limits[pieces.owner]
+    form = upper_form(part, bounds, problem.graph.output, -rows.flatten(1, 2)[:, None])
+    lower = -concretize(part, form)[:, 0].reshape(limits.shape)
+    # Unknown is −∞, so that it is never above a limit. A conjunction that is only there to fill up is impossible already.
+    proved = ((lower > limits) | (limits == -torch.inf)).any(-1)
+    gap, row = torch.where(limits.isfinite(), limits - lower, torch.inf).min(-1)
+    distance, conjunction = torch.where(proved, -torch.inf, gap).max(-1)
+    width = pieces.upper - pieces.lower
+    if form.coeffs is None:
+        return Judged(proved.all(-1), distance, width), pieces.upper
+    place = conjunction * limits.shape[2] + row.gather(1, conjunction[:, None]).squeeze(1)
+    slope = form.coeffs[:, 0].expand(len(pieces), *form.coeffs.shape[2:])[torch.arange(len(place)), place]
+    return Judged(proved.all(-1), distance, slope.abs() * width), torch.where(slope > 0, pieces.upper, pieces.lower)
