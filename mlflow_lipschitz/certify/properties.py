@@ -146,8 +146,9 @@ def judge(problem: Problem, numbers: PropertyNumbers, pieces: Pieces, chunk_size
     part = problem.with_region(Box(pieces.lower, pieces.upper))
     bounds = bound_nodes(part, Refinement(chunk_size))
     rows, limits = numbers.rows[pieces.owner], numbers.limits[pieces.owner]
-    form = upper_form(part, bounds, problem.graph.output, -rows.flatten(1, 2)[:, None])
-    lower = -concretize(part, form)[:, 0].reshape(limits.shape)
+    rows = rows.flatten(1, 2)[:, None]
+    form = upper_form(part, bounds, problem.graph.output, torch.cat([-rows, rows], 2))
+    lower = -concretize(part, form)[:, 0, : rows.shape[2]].reshape(limits.shape)
     # Unknown is −∞, so that it is never above a limit. A conjunction that is only there to fill up is impossible already.
     proved = ((lower > limits) | (limits == -torch.inf)).any(-1)
     gap, row = torch.where(limits.isfinite(), limits - lower, torch.inf).min(-1)
@@ -156,5 +157,9 @@ def judge(problem: Problem, numbers: PropertyNumbers, pieces: Pieces, chunk_size
     if form.coeffs is None:
         return Judged(proved.all(-1), distance, width), pieces.upper
     place = conjunction * limits.shape[2] + row.gather(1, conjunction[:, None]).squeeze(1)
-    slope = form.coeffs[:, 0].expand(len(pieces), *form.coeffs.shape[2:])[torch.arange(len(place)), place]
-    return Judged(proved.all(-1), distance, slope.abs() * width), torch.where(slope > 0, pieces.upper, pieces.lower)
+    slopes = form.coeffs[:, 0].expand(len(pieces), *form.coeffs.shape[2:])
+    every = torch.arange(len(place), device=place.device)
+    down, up = slopes[every, place], slopes[every, place + rows.shape[2]]
+    # The plane below may be level where the value is not: what lies between both planes is what a cut can gain.
+    worth = (down.abs() + up.abs()) * width
+    return Judged(proved.all(-1), distance, worth), torch.where(down > 0, pieces.upper, pieces.lower)

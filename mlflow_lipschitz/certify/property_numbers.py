@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -32,7 +32,8 @@ class PropertyNumbers:
         nearest: (cases,) bool, whether that was so for any entry.
         rows: (cases, conjunctions, half-spaces, outputs), exact.
         limits: (cases, conjunctions, half-spaces), rounded up: unsafe are outputs with rows · y ≤ limits, all of one conjunction.
-            A case with fewer conjunctions than others is filled with impossible ones, a conjunction with half-spaces without a limit.
+            A case with fewer conjunctions than others is filled with impossible ones, a conjunction with half-spaces that
+            have no limit.
     """
 
     lower: Tensor
@@ -51,11 +52,12 @@ class PropertyNumbers:
             PropertyError: a number out of range, or a coefficient that float64 cannot hold.
         """
         boxes = [_box(case, kind) for case in unsafe.cases]
-        lower, upper, low, high, nearest = (np.stack(part) for part in zip(*boxes, strict=True))
-        shaped = [torch.from_numpy(part.reshape(-1, *input_shape)) for part in (lower, upper, low, high)]
+        lower, upper, low, high, empty = (
+            torch.from_numpy(np.stack(part)).to(device) for part in zip(*boxes, strict=True)
+        )
         rows, limits = _half_spaces([case.conjunctions for case in unsafe.cases], unsafe.outputs)
-        numbers = PropertyNumbers(*shaped, torch.from_numpy(nearest), rows, limits)
-        return PropertyNumbers(*(getattr(numbers, field.name).to(device) for field in fields(numbers)))
+        ends = [end.reshape(-1, *input_shape) for end in (lower, upper, low, high)]
+        return PropertyNumbers(*ends, empty.any(1), rows.to(device), limits.to(device))
 
     @property
     def roots(self) -> Pieces:
@@ -67,7 +69,7 @@ def _box(case: UnsafeCase, kind: type) -> tuple[np.ndarray, ...]:
     low, high = floats_above(case.lower, kind).astype(np.float64), floats_below(case.upper, kind).astype(np.float64)
     empty = low > high
     nearest = np.where(np.abs(low - lower) < np.abs(lower - high), low, high)
-    return lower, upper, np.where(empty, nearest, low), np.where(empty, nearest, high), empty.any()
+    return lower, upper, np.where(empty, nearest, low), np.where(empty, nearest, high), empty
 
 
 def _half_spaces(cases: Sequence[tuple[Conjunction, ...]], outputs: int) -> tuple[Tensor, Tensor]:

@@ -120,6 +120,28 @@ def support(model_uri: str, trust_pickle: bool, tracking_uri: str | None) -> int
     return commands.support(commands.ModelRequest(model_uri, trust_pickle, tracking_uri))
 
 
+@cli.command("verify-property")
+@click.argument("model", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("property_file", metavar="PROPERTY", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--timeout", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True, help="Seconds."
+)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--format", "style", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write sat, unsat or unknown, and the inputs."
+)
+@click.option("--chunk-size", type=click.IntRange(min=1), help="Linear forms in flight; bounds the memory.")
+def verify_property(**options: Any) -> int:
+    """Prove a VNN-LIB PROPERTY of an ONNX MODEL, or find an input that contradicts it.
+
+    Exit codes: 0 certified, 1 violated, 2 usage error, 3 undecided or failed.
+    """
+    from mlflow_lipschitz.cli import properties
+
+    return properties.verify_property(properties.PropertyRequest(**options))
+
+
 @cli.command()
 @click.argument("check_type", required=False)
 def explain(check_type: str | None) -> int:

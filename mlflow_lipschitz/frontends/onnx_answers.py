@@ -44,7 +44,7 @@ class OnnxAnswers:
         Returns:
             the points in the model's own type, and (2, points, outputs) answers in it.
         """
-        served = points.astype(self.kind)
+        served: np.ndarray = points.astype(self.kind)
         batch = self._input.batch or len(served)
         answers = [[self._outputs(session, rows) for rows in _batches(served, batch)] for session in self._sessions]
         return served, np.stack([np.concatenate(parts)[: len(served)] for parts in answers])

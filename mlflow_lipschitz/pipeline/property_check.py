@@ -103,5 +103,9 @@ def _message(answer: PropertyAnswer) -> str:
         return f"no input has an unsafe output; {answer.pieces} boxes were bounded, in real arithmetic"
     if answer.counterexample is None:
         return f"{answer.reason}, {answer.pieces} boxes were bounded; {_NEXT}"
-    note = "; where a bound is no number of the model's type, the nearest was taken" if answer.counterexample.nearest else ""
+    note = (
+        "; where a bound is no number of the model's type, the nearest was taken"
+        if answer.counterexample.nearest
+        else ""
+    )
     return f"onnxruntime gives an unsafe output{note}"

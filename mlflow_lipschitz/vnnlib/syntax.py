@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -40,8 +41,31 @@ def parse(text: str) -> list[Form]:
     Raises:
         PropertyError: brackets do not match, or there is text between the forms; names the line.
     """
-    forms: list[Form] = []
-    open_forms: list[tuple[int, list[Word | Form]]] = []
+    forms: list[Word | Form] = []
+    levels, starts = [forms], [0]  # what is open: the items so far, and the lines of the brackets
+    for token, line in _tokens(text):
+        if token == "(":
+            levels.append([])
+            starts.append(line)
+            if len(levels) > _DEPTH:
+                raise PropertyError(f"more than {_DEPTH} brackets inside each other", line)
+        elif len(levels) == 1:
+            problem = (
+                "a bracket is closed that was never opened" if token == ")" else f"{token!r} is outside of brackets"
+            )
+            raise PropertyError(problem, line)
+        elif token == ")":
+            items, start = levels.pop(), starts.pop()
+            levels[-1].append(Form(tuple(items), start))
+        else:
+            levels[-1].append(Word(token, line))
+    if len(levels) > 1:
+        raise PropertyError("this bracket is never closed", starts[-1])
+    return [form for form in forms if isinstance(form, Form)]
+
+
+def _tokens(text: str) -> Iterator[tuple[str, int]]:
+    """Brackets and words with their lines; comments and space are left out."""
     line, position = 1, 0
     while position < len(text):
         match = _TOKEN.match(text, position)
@@ -50,26 +74,8 @@ def parse(text: str) -> list[Form]:
         token, position = match.group(), match.end()
         if match.lastgroup == "space":
             line += token.count("\n")
-        elif token == "(":
-            open_forms.append((line, []))
-            if len(open_forms) > _DEPTH:
-                raise PropertyError(f"more than {_DEPTH} brackets inside each other", line)
-        elif token == ")":
-            if not open_forms:
-                raise PropertyError("a bracket is closed that was never opened", line)
-            start, items = open_forms.pop()
-            form = Form(tuple(items), start)
-            if open_forms:
-                open_forms[-1][1].append(form)
-            else:
-                forms.append(form)
-        elif not open_forms:
-            raise PropertyError(f"{token!r} stands outside of all brackets", line)
         else:
-            open_forms[-1][1].append(Word(token, line))
-    if open_forms:
-        raise PropertyError("this bracket is never closed", open_forms[-1][0])
-    return forms
+            yield token, line
 
 
 def number(word: Word) -> Fraction | None:

@@ -64,7 +64,9 @@ class Bounds:
             PropertyError: it compares several inputs, or inputs with outputs, or is strict.
         """
         if len(comparison.coefficients) != 1:
-            raise PropertyError("inputs are bounded one by one by numbers; other conditions on them are not read", comparison.line)
+            raise PropertyError(
+                "inputs are bounded one by one by numbers; other conditions on them are not read", comparison.line
+            )
         if comparison.strict:
             raise PropertyError("an input's bound belongs to its range; write <= or >=", comparison.line)
         ((name, factor),) = comparison.coefficients

@@ -20,19 +20,20 @@ from mlflow_lipschitz.engine.domains.axes import entries
 _MOST_ENTRIES = 1 << 28
 
 
-class Pieces(NamedTuple):
+@dataclass(frozen=True)
+class Pieces:
     """Boxes `lower` to `upper`, (pieces, *input shape), each a part of the root number `owner`, (pieces,)."""
 
     lower: Tensor
     upper: Tensor
     owner: Tensor
 
-    def chosen(self, which: Tensor) -> Pieces:
+    def chosen(self, which: Tensor | slice) -> Pieces:
         """Some of them, by a mask, by indices or by a slice."""
-        return Pieces(*(values[which] for values in self))
+        return Pieces(self.lower[which], self.upper[which], self.owner[which])
 
-    def __len__(self) -> int:  # type: ignore[override]
-        return int(self.lower.shape[0])
+    def __len__(self) -> int:
+        return self.lower.shape[0]
 
 
 class Judged(NamedTuple):
@@ -106,7 +107,7 @@ def _taken(stack: list[Pieces], batch: int) -> Pieces:
             last = last.chosen(slice(len(last) - missing, None))
         taken.append(last)
         missing -= len(last)
-    return Pieces(*(torch.cat(parts) for parts in zip(*taken, strict=True)))
+    return Pieces(*(torch.cat([getattr(part, name) for part in taken]) for name in ("lower", "upper", "owner")))
 
 
 def _halves(pieces: Pieces, worth: Tensor) -> Pieces | None:
