@@ -56,8 +56,8 @@ class PropertyNumbers:
             torch.from_numpy(np.stack(part)).to(device) for part in zip(*boxes, strict=True)
         )
         rows, limits = _half_spaces([case.conjunctions for case in unsafe.cases], unsafe.outputs)
-        ends = [end.reshape(-1, *input_shape) for end in (lower, upper, low, high)]
-        return PropertyNumbers(*ends, empty.any(1), rows.to(device), limits.to(device))
+        lower, upper, low, high = (end.reshape(-1, *input_shape) for end in (lower, upper, low, high))
+        return PropertyNumbers(lower, upper, low, high, empty.any(1), rows.to(device), limits.to(device))
 
     @property
     def roots(self) -> Pieces:

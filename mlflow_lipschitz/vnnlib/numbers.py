@@ -26,11 +26,12 @@ def floats_above(values: Iterable[Fraction], kind: type = np.float64) -> np.ndar
 
 def _rounded(value: Fraction, kind: type, towards: float) -> float:
     try:
-        nearest = kind(float(value))
-    except OverflowError as error:
-        raise PropertyError(f"a number of size 1e{len(str(abs(value.numerator // value.denominator))) - 1}") from error
+        with np.errstate(over="ignore"):
+            nearest = kind(float(value))
+    except OverflowError:
+        nearest = kind(np.inf)
     if not np.isfinite(nearest):
-        raise PropertyError(f"the number {float(value):g} is beyond the range of {kind.__name__}")
+        raise PropertyError(f"a number is beyond the range of {kind.__name__}")
     exact = Fraction(float(nearest))
     if (exact > value and towards < 0) or (exact < value and towards > 0):
         return float(np.nextafter(nearest, kind(towards)))
