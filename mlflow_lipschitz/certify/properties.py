@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from mlflow_lipschitz.certify.counterexamples import Counterexample, Hunt, Served
 from mlflow_lipschitz.certify.execution import default_chunk_size, halving, resolve_device, rigorous_arithmetic
+from mlflow_lipschitz.certify.property_bounds import judge
 from mlflow_lipschitz.certify.property_numbers import PropertyNumbers
 from mlflow_lipschitz.engine.domains.region import Box
 from mlflow_lipschitz.engine.ir.graph import Graph
-from mlflow_lipschitz.engine.propagation.backward import concretize, upper_form
-from mlflow_lipschitz.engine.propagation.pre_activation import Refinement, bound_nodes
 from mlflow_lipschitz.engine.propagation.problem import Problem
 from mlflow_lipschitz.engine.search.input_splitting import Judged, Pieces, cover
 from mlflow_lipschitz.engine.transforms.objectives import flat_output
@@ -133,33 +131,5 @@ class _Search:
         judged, corners = judge(self.problem, self.numbers, pieces, chunk_size)
         rest = ~judged.proved
         if self.hunt.seconds <= _HUNTING * self._seconds and bool(rest.any()):
-            self.hunt.around(pieces.chosen(rest), corners[rest])
+            self.hunt.around(judged.rest.chosen(rest), corners[rest])
         return judged
-
-
-def judge(problem: Problem, numbers: PropertyNumbers, pieces: Pieces, chunk_size: int) -> tuple[Judged, Tensor]:
-    """Which pieces hold no unsafe input, and for the others the corner where the bound that is nearest to a proof is worst.
-
-    Returns:
-        what is known of the pieces, and (pieces, *input shape) corners.
-    """
-    part = problem.with_region(Box(pieces.lower, pieces.upper))
-    bounds = bound_nodes(part, Refinement(chunk_size))
-    rows, limits = numbers.rows[pieces.owner], numbers.limits[pieces.owner]
-    rows = rows.flatten(1, 2)[:, None]
-    form = upper_form(part, bounds, problem.graph.output, torch.cat([-rows, rows], 2))
-    lower = -concretize(part, form)[:, 0, : rows.shape[2]].reshape(limits.shape)
-    # Unknown is −∞, so that it is never above a limit. A conjunction that is only there to fill up is impossible already.
-    proved = ((lower > limits) | (limits == -torch.inf)).any(-1)
-    gap, row = torch.where(limits.isfinite(), limits - lower, torch.inf).min(-1)
-    distance, conjunction = torch.where(proved, -torch.inf, gap).max(-1)
-    width = pieces.upper - pieces.lower
-    if form.coeffs is None:
-        return Judged(proved.all(-1), distance, width), pieces.upper
-    place = conjunction * limits.shape[2] + row.gather(1, conjunction[:, None]).squeeze(1)
-    slopes = form.coeffs[:, 0].expand(len(pieces), *form.coeffs.shape[2:])
-    every = torch.arange(len(place), device=place.device)
-    down, up = slopes[every, place], slopes[every, place + rows.shape[2]]
-    # The plane below may be level where the value is not: what lies between both planes is what a cut can gain.
-    worth = (down.abs() + up.abs()) * width
-    return Judged(proved.all(-1), distance, worth), torch.where(down > 0, pieces.upper, pieces.lower)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mlflow_lipschitz.certify.execution import rigorous_arithmetic
-from mlflow_lipschitz.certify.properties import judge
+from mlflow_lipschitz.certify.property_bounds import judge
 from mlflow_lipschitz.certify.property_numbers import PropertyNumbers
 from mlflow_lipschitz.engine.domains.region import Box
 from mlflow_lipschitz.engine.propagation.problem import Problem

@@ -29,7 +29,7 @@ class Small:
         proved = (widths <= self.width).flatten(1).all(1)
         self.proved += [pieces.chosen(proved)]
         self.batches.append(len(pieces))
-        return Judged(proved, widths.flatten(1).amax(1), widths)
+        return Judged(proved, widths.flatten(1).amax(1), widths, pieces)
 
 
 def never() -> bool:
@@ -60,7 +60,7 @@ def test_pieces_of_any_rank_are_cut_where_it_is_worth_most() -> None:
         seen.append(pieces)
         worth = torch.zeros_like(pieces.lower)
         worth[:, 1, 0] = 1.0
-        return Judged(torch.full((len(pieces),), len(seen) > 1), torch.zeros(len(pieces)), worth)
+        return Judged(torch.full((len(pieces),), len(seen) > 1), torch.zeros(len(pieces)), worth, pieces)
 
     start = Pieces(
         torch.zeros(1, 2, 2, dtype=torch.float64), torch.ones(1, 2, 2, dtype=torch.float64), torch.zeros(1).long()
@@ -101,7 +101,7 @@ def test_it_walks_towards_what_is_furthest_from_a_proof() -> None:
     def judge(pieces: Pieces) -> Judged:
         away = (pieces.lower / 2 + pieces.upper / 2 - target).abs().flatten()
         widths.append(float((pieces.upper - pieces.lower).amin()))
-        return Judged(torch.zeros(len(pieces), dtype=torch.bool), -away, torch.ones_like(pieces.lower))
+        return Judged(torch.zeros(len(pieces), dtype=torch.bool), -away, torch.ones_like(pieces.lower), pieces)
 
     cover(roots(([0.0], [1.0])), judge, batch=1, stop=lambda: len(widths) == 20)
     assert widths[-1] == 2.0**-19  # one path down, no detours

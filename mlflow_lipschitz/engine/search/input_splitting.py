@@ -40,11 +40,13 @@ class Judged(NamedTuple):
     """What is known of pieces.
 
     proved: (pieces,) bool. distance: (pieces,) how far from a proof. worth: (pieces, *input shape), largest where a cut helps most.
+    rest: the pieces again, or smaller ones where something was proved of what they leave out.
     """
 
     proved: Tensor
     distance: Tensor
     worth: Tensor
+    rest: Pieces
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def cover(roots: Pieces, judge: Judge, *, batch: int, stop: Callable[[], bool]) 
         if rest.numel() == 0:
             continue
         rest = rest[known.distance[rest].argsort()]
-        halves = _halves(pieces.chosen(rest), known.worth[rest])
+        halves = _halves(known.rest.chosen(rest), known.worth[rest])
         if halves is None:
             return Coverage(False, judged, "a piece cannot be cut any smaller")
         stack.append(halves)
