@@ -21,9 +21,12 @@ def classes_of(model: onnx.ModelProto) -> list[Any] | None:
 
 
 def probabilities_from(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both ways a classifier makes probabilities of (rows, classes) logits: softmax, and sigmoids scaled to sum 1."""
+    """Both ways a classifier makes probabilities of (rows, classes) logits: softmax, and sigmoids scaled to sum 1.
+
+    Where all sigmoids are 0 in floating point, scikit-learn answers equal probabilities.
+    """
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    sigmoids = 0.5 * (1.0 + np.tanh(0.5 * logits))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        normalized = sigmoids / sigmoids.sum(axis=1, keepdims=True)
+    sigmoids = np.exp(-np.logaddexp(0.0, -logits))
+    total = sigmoids.sum(axis=1, keepdims=True)
+    normalized = np.where(total > 0, sigmoids / np.where(total > 0, total, 1.0), 1.0 / logits.shape[1])
     return shifted / shifted.sum(axis=1, keepdims=True), normalized

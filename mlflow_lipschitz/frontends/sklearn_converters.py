@@ -8,7 +8,7 @@ from typing import Any
 from onnx import TensorProto
 from skl2onnx.common.data_types import DoubleTensorType
 from sklearn.kernel_ridge import KernelRidge
-from sklearn.preprocessing import PolynomialFeatures
+from sklearn.preprocessing import MaxAbsScaler, PolynomialFeatures
 from sklearn.svm import SVC, SVR, NuSVC, NuSVR
 
 from mlflow_lipschitz.frontends.sklearn_copy import ColumnOrder
@@ -51,14 +51,31 @@ def _polynomial_shapes(operator: Any) -> None:
     operator.outputs[0].type = DoubleTensorType([None, len(operator.raw_operator.powers_)])
 
 
+def _convert_max_abs(scope: Any, operator: Any, container: Any) -> None:
+    """x / scale, between -1 and 1 where the scaler clips: skl2onnx's own does not ask."""
+    scaler, write = operator.raw_operator, Writer(scope, container)
+    output = operator.outputs[0].full_name
+    inputs = operator.inputs[0].full_name, write.constant(scaler.scale_)
+    if getattr(scaler, "clip", False):
+        write.node("Clip", write.node("Div", *inputs), write.constant(-1.0), write.constant(1.0), output=output)
+    else:
+        write.node("Div", *inputs, output=output)
+
+
+def _same_columns(operator: Any) -> None:
+    operator.outputs[0].type = DoubleTensorType([None, operator.raw_operator.n_features_in_])
+
+
 _MACHINES = (SVC, NuSVC, SVR, NuSVR, KernelRidge)
 CONVERTERS: dict[type, Callable[..., None]] = {
     **dict.fromkeys(_MACHINES, convert_machine),
+    MaxAbsScaler: _convert_max_abs,
     PolynomialFeatures: _convert_polynomial,
     ColumnOrder: _convert_order,
 }
 SHAPES: dict[type, Callable[..., None]] = {
     **dict.fromkeys(_MACHINES, machine_shapes),
+    MaxAbsScaler: _same_columns,
     PolynomialFeatures: _polynomial_shapes,
     ColumnOrder: _order_shapes,
 }

@@ -13,6 +13,7 @@ Columns that encoders look up are inputs of their own, of text or whole numbers;
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from mlflow_lipschitz.frontends.node_order import needed_nodes
 from mlflow_lipschitz.frontends.referee import onnxruntime_session
 from mlflow_lipschitz.frontends.sklearn_columns import NUMBERS, FittedColumns, fitted_columns
 from mlflow_lipschitz.frontends.sklearn_copy import exportable
+from mlflow_lipschitz.frontends.sklearn_far_rows import answered_far_away, close_far_away
 from mlflow_lipschitz.frontends.sklearn_refusals import refuse_jumps
 
 OPSETS = {"": 18, "ai.onnx.ml": 3}
@@ -34,6 +36,7 @@ _LINKS = ("Softmax", "Sigmoid")
 _AFTER_LINKS = ("Identity", "Cast", "Normalizer", "Concat", "Sub", "Reshape")
 
 Table = pd.DataFrame | np.ndarray
+Close = Callable[[np.ndarray, np.ndarray, float], bool]
 
 
 def sklearn_to_onnx(estimator: Any, example: Any = None) -> onnx.ModelProto:
@@ -47,7 +50,7 @@ def sklearn_to_onnx(estimator: Any, example: Any = None) -> onnx.ModelProto:
     Raises:
         UsageError: not fitted, or a frame without one of its columns.
         UnsupportedOperator: skl2onnx cannot convert it, a part of it jumps, or it is a classifier without one label per row.
-        FidelityError: no cut of the exported classifier gives its scores.
+        FidelityError: the exported model answers otherwise than the estimator, on the example or far outside of it.
     """
     refuse_jumps(estimator)
     columns = fitted_columns(estimator)
@@ -68,12 +71,24 @@ def sklearn_to_onnx(estimator: Any, example: Any = None) -> onnx.ModelProto:
 def _checked(estimator: Any, model: onnx.ModelProto, columns: FittedColumns, rows: Table) -> onnx.ModelProto:
     """A regressor's model if it predicts what the estimator predicts: converters have been seen to miss an option."""
     predicted = _run(estimator, model, columns.feeds(rows))
-    expected = np.asarray(
-        estimator.predict(rows) if hasattr(estimator, "predict") else _dense(estimator.transform(rows))
-    )
+    expected = _predicted(estimator, rows)
     if not np.allclose(np.reshape(predicted, np.shape(expected)), expected, rtol=1e-7, atol=1e-9, equal_nan=True):
         raise FidelityError(f"skl2onnx exports a {type(estimator).__name__} that does not predict what it predicts")
+    for far, answers in answered_far_away(columns, rows, lambda table: _predicted(estimator, table)):
+        if not close_far_away(_run(estimator, model, columns.feeds(far)), answers):
+            raise _other_far_away(estimator)
     return model
+
+
+def _predicted(estimator: Any, rows: Table) -> np.ndarray:
+    return np.asarray(estimator.predict(rows) if hasattr(estimator, "predict") else _dense(estimator.transform(rows)))
+
+
+def _other_far_away(estimator: Any) -> FidelityError:
+    return FidelityError(
+        f"skl2onnx exports a {type(estimator).__name__} that answers rows far outside the example otherwise than the "
+        "estimator: it drops an option of it, such as clipping. Leave the option out, or clip the columns before the model"
+    )
 
 
 def _dense(answers: Any) -> Any:
@@ -147,7 +162,8 @@ def _cut_at_logits(estimator: Any, model: onnx.ModelProto, columns: FittedColumn
         candidates.insert(0, positive)
     for matrix in candidates:
         cut = _with_output(model, scores, matrix)
-        if _agrees(estimator, _run(estimator, cut, feeds), rows):
+        if _agrees(_own_answers(estimator, rows), _run(estimator, cut, feeds), _close):
+            _require_far_agreement(estimator, cut, columns, rows)
             helper.set_model_props(cut, {CLASSES_KEY: json.dumps(classes)})
             return cut
     raise FidelityError(
@@ -189,19 +205,36 @@ def _with_output(model: onnx.ModelProto, name: str, matrix: np.ndarray | None) -
     return cut
 
 
-def _agrees(estimator: Any, logits: np.ndarray, frame: Table) -> bool:
-    """Whether logits give the estimator's own scores and probabilities (or labels, where it has neither)."""
+def _own_answers(estimator: Any, table: Table) -> dict[str, np.ndarray]:
+    """The estimator's scores and probabilities; its labels, as positions, where it has neither."""
+    asked = [name for name in ("decision_function", "predict_proba") if hasattr(estimator, name)]
+    if asked:
+        return {name: np.asarray(getattr(estimator, name)(table)) for name in asked}
+    return {"predict": np.searchsorted(estimator.classes_, estimator.predict(table))}
+
+
+def _close(own: np.ndarray, expected: np.ndarray, absolute: float) -> bool:
+    return np.allclose(own, expected, rtol=1e-9, atol=absolute)
+
+
+def _agrees(answers: dict[str, np.ndarray], logits: np.ndarray, close: Close) -> bool:
+    """Whether logits give all answers of the estimator."""
     compared = []
-    if hasattr(estimator, "decision_function"):
-        scores = np.asarray(estimator.decision_function(frame))
-        own = logits[:, 1] - logits[:, 0] if scores.ndim == 1 else logits
-        compared.append(own.shape == scores.shape and np.allclose(own, scores, rtol=1e-9, atol=1e-9))
-    if hasattr(estimator, "predict_proba"):
-        expected = np.asarray(estimator.predict_proba(frame))
-        compared.append(any(np.allclose(p, expected, rtol=1e-9, atol=1e-12) for p in probabilities_from(logits)))
-    if not compared:
-        compared.append(np.array_equal(np.asarray(estimator.classes_)[logits.argmax(axis=1)], estimator.predict(frame)))
-    return bool(all(compared))
+    for name, expected in answers.items():
+        if name == "decision_function":
+            own = logits[:, 1] - logits[:, 0] if expected.ndim == 1 else logits
+            compared.append(own.shape == expected.shape and close(own, expected, 1e-9))
+        elif name == "predict_proba":
+            compared.append(any(close(p, expected, 1e-12) for p in probabilities_from(logits)))
+        else:
+            compared.append(np.array_equal(logits.argmax(axis=1), expected))
+    return all(compared)
+
+
+def _require_far_agreement(estimator: Any, cut: onnx.ModelProto, columns: FittedColumns, rows: Table) -> None:
+    for far, answers in answered_far_away(columns, rows, lambda table: _own_answers(estimator, table)):
+        if not _agrees(answers, _run(estimator, cut, columns.feeds(far)), close_far_away):
+            raise _other_far_away(estimator)
 
 
 def _unsupported(estimator: Any, reason: str, remedy: str) -> UnsupportedOperator:
