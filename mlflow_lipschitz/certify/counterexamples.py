@@ -27,7 +27,7 @@ _ENTRIES = 1 << 22  # numbers in one tensor
 _SURE = 12  # candidates per batch that the served model is asked about
 _NEAR = 1e-4  # relative: float32 may see an unsafe output where float64 sees one that is almost
 _STEPS = 40
-_STARTS = (2, 24)  # per box and conjunction, at least and at most
+_STARTS = (2, 8)  # per box and conjunction, at least and at most
 _FEW = 1 << 10  # starts of one round, over all boxes
 _SEEDS = 8  # pieces of the search from which a descent starts
 
@@ -68,9 +68,9 @@ class Hunt:
             if self.found is not None or time.monotonic() >= deadline:
                 return
             part = slice(first, first + step)
-            self._descend(cases[part], conjunctions[part], starts, None)
+            self._descend(cases[part], conjunctions[part], starts, None, deadline)
 
-    def around(self, pieces: Pieces, corners: Tensor) -> None:
+    def around(self, pieces: Pieces, corners: Tensor, deadline: float) -> None:
         """Look at centers and `corners`, (pieces, *input shape), of pieces, and walk on from the best of them."""
         x = torch.stack([pieces.lower / 2 + pieces.upper / 2, corners])
         distance = self._distance(x, pieces.owner)
@@ -81,9 +81,9 @@ class Hunt:
         best = lowest.argsort()[:_SEEDS]
         start = x[sample_of[best], best]
         conjunction = distance[sample_of[best], best].argmin(-1)
-        self._descend(pieces.owner[best], conjunction, _STARTS[0], start)
+        self._descend(pieces.owner[best], conjunction, _STARTS[0], start, deadline)
 
-    def _descend(self, cases: Tensor, conjunctions: Tensor, starts: int, given: Tensor | None) -> None:
+    def _descend(self, cases: Tensor, conjunctions: Tensor, starts: int, given: Tensor | None, deadline: float) -> None:
         began = time.monotonic()
         numbers = self._numbers
         box = Box(numbers.served_lower[cases], numbers.served_upper[cases])
@@ -91,7 +91,9 @@ class Hunt:
         x = x if given is None else torch.cat([given[None], x[1:]])
         rows, limits = numbers.rows[cases, conjunctions], numbers.limits[cases, conjunctions]
         problem = self._problem.with_region(box)
-        x, distance = descend(problem, lambda y: _worst(y, rows, limits), x, steps=_STEPS)
+        x, distance = descend(
+            problem, lambda y: _worst(y, rows, limits), x, steps=_STEPS, stop=lambda: time.monotonic() >= deadline
+        )
         self._check(x, cases, distance)
         self.seconds += time.monotonic() - began
 

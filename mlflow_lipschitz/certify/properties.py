@@ -26,6 +26,7 @@ from mlflow_lipschitz.vnnlib.unsafe_set import UnsafeSet
 
 _FIRST_HUNT = 0.1  # of the time, at most, before anything is proved
 _HUNTING = 0.2  # of the time, at most, while pieces are proved
+_LEAST_HUNT = 0.05  # seconds
 _ROWS_PER_PIECE = 8  # of the linear forms in flight
 
 
@@ -131,5 +132,7 @@ class _Search:
         judged, corners = judge(self.problem, self.numbers, pieces, chunk_size)
         rest = ~judged.proved
         if self.hunt.seconds <= _HUNTING * self._seconds and bool(rest.any()):
-            self.hunt.around(judged.rest.chosen(rest), corners[rest])
+            # As much time as may be spent by now, and enough for a few steps.
+            deadline = time.monotonic() + max(_HUNTING * self._seconds - self.hunt.seconds, 0.0) + _LEAST_HUNT
+            self.hunt.around(judged.rest.chosen(rest), corners[rest], deadline)
         return judged

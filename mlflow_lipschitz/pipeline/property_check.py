@@ -21,8 +21,8 @@ from mlflow_lipschitz.vnnlib import UnsafeSet, read_property
 from mlflow_lipschitz.vnnlib.numbers import floats_above, floats_below
 
 _MARGIN = 0.97  # of the time: a search that ends by itself can say how far it came
-_REPLAYED = 64  # points at which graph and onnxruntime are compared
-_AROUND = 0.1  # of an input's size: a box of one point says nothing about whether two programs are the same function
+_REPLAYED = (32, 96)  # points in the boxes and around them at which graph and onnxruntime are compared
+_AROUND = 0.5  # of the largest input: over a small box a function varies by little more than its rounding
 _NEXT = "give it more time (--timeout) or a GPU (--device cuda), or ask about smaller boxes"
 
 
@@ -88,21 +88,21 @@ def _answer(model: Path, property_file: Path, options: PropertyOptions, began: f
 def _require_same_function(graph: Graph, model: onnx.ModelProto, unsafe: UnsafeSet) -> None:
     """Raise FidelityError unless graph and onnxruntime agree at points of the boxes and around them."""
     random = np.random.default_rng(0)
-    cases = [unsafe.cases[i] for i in random.integers(len(unsafe.cases), size=_REPLAYED)]
+    cases = [unsafe.cases[i] for i in random.integers(len(unsafe.cases), size=sum(_REPLAYED))]
     lower = np.stack([floats_below(case.lower) for case in cases])
     upper = np.stack([floats_above(case.upper) for case in cases])
-    inside = lower + (upper - lower) * random.random(lower.shape)
-    margin = _AROUND * np.maximum(np.abs(lower), np.abs(upper))
-    around = lower - margin + (upper - lower + 2 * margin) * random.random(lower.shape)
-    shape = (-1, *graph.input_shape)
-    replay(graph, model, around.reshape(shape), extra_points=inside.reshape(shape))
+    margin = np.full((len(cases), 1), _AROUND * max(float(np.abs(lower).max()), float(np.abs(upper).max())) or 1.0)
+    margin[: _REPLAYED[0]] = 0.0
+    points = lower - margin + (upper - lower + 2 * margin) * random.random(lower.shape)
+    replay(graph, model, points.reshape(-1, *graph.input_shape))
 
 
 def _message(answer: PropertyAnswer) -> str:
     if answer.status == "certified":
         return f"no input has an unsafe output; {answer.pieces} boxes were bounded, in real arithmetic"
     if answer.counterexample is None:
-        return f"{answer.reason}, {answer.pieces} boxes were bounded; {_NEXT}"
+        tried = f", {answer.pieces} boxes were bounded" if answer.pieces else ""
+        return f"{answer.reason}{tried}; {_NEXT}"
     note = (
         "; where a bound is no number of the model's type, the nearest was taken"
         if answer.counterexample.nearest

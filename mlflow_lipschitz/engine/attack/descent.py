@@ -23,7 +23,9 @@ def outputs_at(problem: Problem, x: Tensor) -> Tensor:
     return entries(values, 2).reshape(*x.shape[:2], -1)
 
 
-def descend(problem: Problem, value: Value, starts: Tensor, *, steps: int) -> tuple[Tensor, Tensor]:
+def descend(
+    problem: Problem, value: Value, starts: Tensor, *, steps: int, stop: Callable[[], bool] | None = None
+) -> tuple[Tensor, Tensor]:
     """The inputs met on the way where the value was smallest.
 
     Args:
@@ -31,6 +33,7 @@ def descend(problem: Problem, value: Value, starts: Tensor, *, steps: int) -> tu
         value: (samples, points, outputs) → (samples, points).
         starts: (samples, points, *input shape).
         steps: gradient steps.
+        stop: asked after every step; the walk ends when it says yes.
 
     Returns:
         (points, *input shape), inside the region, and their values (points,); +inf where none was a number.
@@ -43,7 +46,7 @@ def descend(problem: Problem, value: Value, starts: Tensor, *, steps: int) -> tu
         now, index = torch.where(reached.isnan(), torch.inf, reached).min(0)
         chosen = x.gather(0, _as(index, x[0])[None].expand(1, *x.shape[1:]))[0]
         best, lowest = torch.where(_as(now < lowest, x[0]), chosen, best), torch.minimum(now, lowest)
-        if slope is None or step == steps:
+        if slope is None or step == steps or (stop is not None and stop()):
             break
         length = _FIRST * (_LAST / _FIRST) ** (step / max(1, steps - 1))
         x = clip(problem.region, x - length * width * slope.nan_to_num(0.0).sign())

@@ -15,7 +15,8 @@ from torch import Tensor
 from mlflow_lipschitz.engine.domains.rounding import error_bound, next_down, next_up
 
 _ROUNDS = 3
-_STEPS = 12
+_STEPS = 24
+_TINY = 1e-300
 _UNDERFLOW = 2.0**-960
 
 
@@ -65,16 +66,19 @@ def leave_nothing(lower: Tensor, upper: Tensor, spaces: HalfSpaces) -> Tensor:
     reach = torch.maximum(lower.abs(), upper.abs())[:, None]
     size = (coeffs.abs() * reach).sum(-1) + threshold.abs()
     terms = 2 * sum(coeffs.shape[1:]) + 16
-    weights = known.to(coeffs.dtype) / size.clamp(min=1e-300)
+    # Rows are weighed by their size: no unit of measurement matters.
+    unit = 1 / size.clamp(min=_TINY)
+    weights = known.to(coeffs.dtype)
     nothing = torch.zeros(lower.shape[0], dtype=torch.bool, device=lower.device)
     for step in range(_STEPS):
-        combined = (weights[..., None] * coeffs).sum(1)
+        scaled = weights * unit
+        combined = (scaled[..., None] * coeffs).sum(1)
         most = torch.maximum(combined * lower, combined * upper).sum(-1)
-        bound = most - (weights * threshold).sum(-1) + error_bound((weights * size).sum(-1), terms) + _UNDERFLOW
+        bound = most - (scaled * threshold).sum(-1) + error_bound((scaled * size).sum(-1), terms) + _UNDERFLOW
         nothing = nothing | (bound < 0)
         x = torch.where(combined > 0, upper, lower)
-        excess = (coeffs * x[:, None]).sum(-1) - threshold
-        scale = excess.abs().amax(-1, keepdim=True).clamp(min=1e-300)
-        weights = weights * torch.exp(-2.0 / (1 + step) ** 0.5 * excess / scale)
-        weights = (weights / weights.amax(-1, keepdim=True).clamp(min=1e-300)).nan_to_num(0.0, 0.0, 0.0)
+        excess = ((coeffs * x[:, None]).sum(-1) - threshold) * unit
+        rate = 1.0 / (1 + step) ** 0.5
+        weights = weights * torch.exp(-rate * excess / excess.abs().amax(-1, keepdim=True).clamp(min=_TINY))
+        weights = (weights / weights.amax(-1, keepdim=True).clamp(min=_TINY)).nan_to_num(0.0, 0.0, 0.0)
     return nothing
