@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
+from onnx import TensorProto
 
 from mlflow_lipschitz.certify.counterexamples import Counterexample
 from mlflow_lipschitz.certify.properties import PropertyAnswer, ServedModel, certify_property
 from mlflow_lipschitz.engine.ir.graph import Graph
-from mlflow_lipschitz.frontends.fidelity import replay
+from mlflow_lipschitz.engine.propagation.interpreter import evaluate
+from mlflow_lipschitz.errors import FidelityError
+from mlflow_lipschitz.frontends.fidelity import PRECISION
 from mlflow_lipschitz.frontends.lowering import lower
 from mlflow_lipschitz.frontends.onnx_answers import OnnxAnswers
 from mlflow_lipschitz.frontends.to_onnx import to_onnx
@@ -22,6 +24,7 @@ from mlflow_lipschitz.vnnlib.numbers import floats_above, floats_below
 
 _MARGIN = 0.97  # of the time: a search that ends by itself can say how far it came
 _REPLAYED = (32, 96)  # points in the boxes and around them at which graph and onnxruntime are compared
+_ROUNDINGS = 16  # of float32 or float64, that may come together
 _AROUND = 0.5  # of the largest input: over a small box a function varies by little more than its rounding
 _NEXT = "give it more time (--timeout) or a GPU (--device cuda), or ask about smaller boxes"
 
@@ -81,12 +84,16 @@ def _answer(model: Path, property_file: Path, options: PropertyOptions, began: f
         chunk_size=options.chunk_size,
     )
     if answer.status == "certified":
-        _require_same_function(graph, proto, unsafe)
+        _require_same_function(graph, served, unsafe)
     return answer
 
 
-def _require_same_function(graph: Graph, model: onnx.ModelProto, unsafe: UnsafeSet) -> None:
-    """Raise FidelityError unless graph and onnxruntime agree at points of the boxes and around them."""
+def _require_same_function(graph: Graph, served: OnnxAnswers, unsafe: UnsafeSet) -> None:
+    """Raise FidelityError unless graph and onnxruntime agree at points of the boxes and around them.
+
+    A property is about values, so what may differ is measured by them: by how far an output varies, and by the rounding of
+    the largest output, which others may be small differences of.
+    """
     random = np.random.default_rng(0)
     cases = [unsafe.cases[i] for i in random.integers(len(unsafe.cases), size=sum(_REPLAYED))]
     lower = np.stack([floats_below(case.lower) for case in cases])
@@ -94,7 +101,19 @@ def _require_same_function(graph: Graph, model: onnx.ModelProto, unsafe: UnsafeS
     margin = np.full((len(cases), 1), _AROUND * max(float(np.abs(lower).max()), float(np.abs(upper).max())) or 1.0)
     margin[: _REPLAYED[0]] = 0.0
     points = lower - margin + (upper - lower + 2 * margin) * random.random(lower.shape)
-    replay(graph, model, points.reshape(-1, *graph.input_shape))
+    taken, answers = served(points.reshape(-1, *graph.input_shape))
+    own = evaluate(graph, taken.astype(np.float64)).numpy().reshape(len(points), -1)
+    precision = PRECISION[TensorProto.FLOAT if served.kind is np.float32 else TensorProto.DOUBLE]
+    allowed = precision.relative * np.ptp(own, axis=0) + _ROUNDINGS * precision.unit * np.abs(own).max()
+    for answer in answers:
+        difference = np.abs(answer.astype(np.float64) - own)
+        wrong = ~(difference <= allowed)  # what is no number is wrong
+        if wrong.any():
+            row, output = np.argwhere(wrong)[0]
+            raise FidelityError(
+                f"graph and onnxruntime differ by {difference[row, output]:.3g} in output {output}, allowed is "
+                f"{allowed[output]:.3g}. What would be certified is not the model that is served"
+            )
 
 
 def _message(answer: PropertyAnswer) -> str:
