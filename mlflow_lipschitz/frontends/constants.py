@@ -8,6 +8,7 @@ quantized weights are what their integers stand for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -124,7 +125,10 @@ def _expand(call: Call, x: np.ndarray, *_: np.ndarray) -> np.ndarray:
 
 def _flatten(call: Call, x: np.ndarray) -> np.ndarray:
     axis = call.attribute("axis", 1)
-    return x.reshape(int(np.prod(x.shape[: axis % (x.ndim + 1)], dtype=int)), -1)
+    if not -x.ndim <= axis <= x.ndim:
+        call.refuse(f"axis {axis} does not exist in a tensor of {x.ndim} axes")
+    rows = math.prod(x.shape[: axis + x.ndim if axis < 0 else axis])
+    return x.reshape(rows, x.size // rows if rows else 0)
 
 
 def _split(call: Call) -> tuple[np.ndarray, ...]:

@@ -20,6 +20,7 @@ import onnx
 
 from mlflow_lipschitz.frontends.discrete_columns import REAL
 from mlflow_lipschitz.frontends.lowering_context import refusal
+from mlflow_lipschitz.frontends.onnx_types import element_types
 
 
 @dataclass
@@ -47,7 +48,7 @@ class Frontier:
 
 def frontier_of(model: onnx.ModelProto, nodes: list[onnx.NodeProto], real: Mapping[str, bool]) -> Frontier:
     """Sort the `nodes` of a model, of which `real` says for every variable input whether it is one of real numbers."""
-    types = _types(model)
+    types = element_types(model)
     kinds = dict.fromkeys((tensor.name for tensor in model.graph.initializer), "constant")
     kinds |= {name: "moving" if is_real else "fixed" for name, is_real in real.items()}
     found = Frontier(sources={name: [name] for name, is_real in real.items() if not is_real})
@@ -105,16 +106,3 @@ def names_read(node: onnx.NodeProto) -> Iterator[str]:
             for inner in graph.node:
                 yield from names_read(inner)
             yield from (value.name for value in graph.output)
-
-
-def _types(model: onnx.ModelProto) -> dict[str, int]:
-    """Element types of all tensors for which ONNX can tell."""
-    try:
-        graph = onnx.shape_inference.infer_shapes(model).graph
-    except (onnx.shape_inference.InferenceError, ValueError):
-        graph = model.graph
-    known = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        if value.type.HasField("tensor_type") and value.type.tensor_type.elem_type:
-            known[value.name] = value.type.tensor_type.elem_type
-    return known

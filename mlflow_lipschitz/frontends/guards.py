@@ -6,10 +6,13 @@ less than any float can tell.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx
 from onnx import helper, numpy_helper
+
+from mlflow_lipschitz.frontends.onnx_types import element_types
 
 # From here on log(1 + eˣ) − x = log(1 + e⁻ˣ) is below half a unit in the last place of x.
 SAME_FROM = {onnx.TensorProto.FLOAT: 17.0, onnx.TensorProto.DOUBLE: 37.0}
@@ -17,7 +20,9 @@ SAME_FROM = {onnx.TensorProto.FLOAT: 17.0, onnx.TensorProto.DOUBLE: 37.0}
 
 def without_guards(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with every `a > threshold ? x : softplus(a) / b`, where a = b x, replaced by `softplus(a) / b`."""
-    walk = _Walk.over(model.graph)
+    if not any(node.op_type == "Softplus" for node in model.graph.node):
+        return model
+    walk = _Walk.over(model)
     kinds = {value.type.tensor_type.elem_type for value in model.graph.input}
     same_from = max((SAME_FROM.get(kind, 0.0) for kind in kinds), default=0.0)
     guarded = {node.output[0] for node in model.graph.node if same_from and walk.guards_softplus(node, same_from)}
@@ -41,15 +46,16 @@ def _unguarded(choice: onnx.NodeProto) -> onnx.NodeProto:
 
 @dataclass(frozen=True)
 class _Walk:
-    """Which node makes each name, and which names are given numbers."""
+    """Which node makes each name, which names are given numbers, and of which type names are, where ONNX can tell."""
 
     makers: dict[str, onnx.NodeProto]
     given: dict[str, onnx.TensorProto]
+    types: Mapping[str, int]
 
     @classmethod
-    def over(cls, graph: onnx.GraphProto) -> _Walk:
-        makers = {name: node for node in graph.node for name in node.output}
-        return cls(makers, {tensor.name: tensor for tensor in graph.initializer})
+    def over(cls, model: onnx.ModelProto) -> _Walk:
+        makers = {name: node for node in model.graph.node for name in node.output}
+        return cls(makers, {tensor.name: tensor for tensor in model.graph.initializer}, element_types(model))
 
     def guards_softplus(self, choice: onnx.NodeProto, same_from: float) -> bool:
         if choice.op_type != "Where":
@@ -82,9 +88,11 @@ class _Walk:
         return self._number(other) == factor
 
     def _number(self, name: str) -> float | None:
-        """The one number that a name stands for, if it is given."""
+        """The one number that a name stands for, if it is given. Casts to anything but real numbers may change it."""
         maker = self.makers.get(name)
         while maker is not None and maker.op_type in ("Cast", "CastLike", "Identity"):
+            if self.types.get(name) not in SAME_FROM:
+                return None
             name = maker.input[0]
             maker = self.makers.get(name)
         tensor = self.given.get(name)

@@ -37,7 +37,7 @@ from mlflow_lipschitz.frontends import (
     lowering_spatial,
 )
 from mlflow_lipschitz.frontends.constants import as_constant, fold
-from mlflow_lipschitz.frontends.lowering_context import MASK_REMEDY, Call, Value, Variable, refusal
+from mlflow_lipschitz.frontends.lowering_context import MASK_REMEDY, Call, Pieces, Value, Variable, refusal
 from mlflow_lipschitz.frontends.node_order import computed_nodes, count_consumers, is_decided, needed_nodes
 from mlflow_lipschitz.frontends.preparation import (
     ModelInput,
@@ -151,6 +151,9 @@ def lower_values(
         outputs = zip(node.output, lower_node(call), strict=False)
         values.update((name, value) for name, value in outputs if value is not None)
     result = values.get(output)
+    if isinstance(result, Pieces):
+        reason, remedy = "it is a sequence of tensors", "choose an output that is one tensor, or concatenate the pieces"
+        raise UnsupportedOperator("Output", output, reason=reason, remedy=remedy)
     if not isinstance(result, Variable) or isinstance(result, Quantized):
         raise UnsupportedOperator(
             "Output",
@@ -209,12 +212,27 @@ def _lowered_node(call: Call) -> tuple[Value | None, ...]:
     row = TABLE.get((_domain(node), node.op_type))
     if row is None:
         raise refusal(node, "no lowering for this operator", REMEDIES.get(node.op_type, ""))
+    _refuse_other_types(call)
     call = replace(call, inputs=tuple(as_constant(v) if isinstance(v, np.ndarray) else v for v in call.inputs))
     integers = any(isinstance(value, Quantized) for value in call.inputs)
     if integers and (_domain(node), node.op_type) not in _OF_INTEGERS:
         return handed_on(call, row)
     result = row(call)
     return result if isinstance(result, tuple) else (result,)
+
+
+# Operators whose result has the type of one input, and that may read another type beside it: they round to it.
+_TYPED_BY = {"Pow": 0, "CastLike": 1}
+
+
+def _refuse_other_types(call: Call) -> None:
+    """Refuse to compute with the input in another type than the model's real ones: rounding to integers jumps."""
+    position = _TYPED_BY.get(call.node.op_type)
+    given = None if position is None else call.input(position)
+    if isinstance(given, np.ndarray) and given.dtype not in (np.float32, np.float64):
+        call.refuse(
+            f"it rounds a value that depends on the input to {given.dtype}", "keep the model in float32 or float64"
+        )
 
 
 def _domain(node: onnx.NodeProto) -> str:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from mlflow_lipschitz.frontends.definedness import is_always_a_number
 from mlflow_lipschitz.frontends.lowering_context import Call, Value, Variable
 from mlflow_lipschitz.frontends.values import Shape, split_mask
 
@@ -51,10 +52,15 @@ def _grown(call: Call, value: Value, shape: Shape) -> Value:
 
 
 def lower_is_nan(call: Call) -> np.ndarray:
-    """Never true where a bound exists: a value that is not a number has none."""
+    """Never true, where nothing behind the value can leave the domain of its curve; a choice elsewhere."""
     x = call.variable()
     if x.masked is not None:
         call.refuse("it asks whether masked scores are numbers")
+    if not is_always_a_number(call.builder, x.index):
+        call.refuse(
+            "a logarithm, root, power or quotient behind it may be no number, and then another branch answers",
+            "keep what these read above zero (clamp it, or add a small number), and leave the question out",
+        )
     return np.zeros(x.shape, dtype=bool)
 
 

@@ -42,6 +42,15 @@ def with_inputs(call: Call, *inputs: Value | None) -> Call:
     return replace(call, node=node, inputs=inputs)
 
 
+def _lower_average_pool(call: Call) -> Variable:
+    if call.attribute("ceil_mode", 0) and call.attribute("count_include_pad", 0):
+        call.refuse(
+            "onnxruntime divides its last windows by another count than the standard's",
+            "pool with ceil_mode or with count_include_pad, not with both",
+        )
+    return lower_average_pool(call)
+
+
 def lower_qgemm(call: Call) -> Variable:
     """`Gemm` of dequantized matrices; its bias has the product of both scales, and without a scale its output is real."""
     a, b = dequantized(call, 0, 1), dequantized(call, 3, 0 if call.attribute("transB", 0) else 1)
@@ -65,7 +74,7 @@ ROWS = {
     "QGemm": lower_qgemm,
     "QLinearAdd": _of(lower_add, 2),
     "QLinearMul": _of(lower_mul, 2),
-    "QLinearAveragePool": _of(lower_average_pool, 1),
+    "QLinearAveragePool": _of(_lower_average_pool, 1),
     "QLinearGlobalAveragePool": _of(lower_global_average_pool, 1),
     "QLinearConcat": lower_qlinear_concat,
     "QLinearLeakyRelu": _of(lower_leaky_relu, 1),

@@ -61,6 +61,7 @@ def prepared(model: onnx.ModelProto, known: Container[tuple[str, str]] = ()) -> 
         onnx.checker.check_model(_without_deprecations(model))
     except onnx.checker.ValidationError as error:
         raise AuditError(f"not a valid ONNX model: {error}") from error
+    _refuse_two_operator_sets(model)
     if opset_of(model) < OLDEST_OPSET:
         raise UnsupportedOperator(
             f"opset {opset_of(model)}",
@@ -71,6 +72,18 @@ def prepared(model: onnx.ModelProto, known: Container[tuple[str, str]] = ()) -> 
     model = inliner.inline_local_functions(model) if model.functions else model
     _require_inlined(model)
     return without_guards(_written_out(model, known))
+
+
+def _refuse_two_operator_sets(model: onnx.ModelProto) -> None:
+    """The standard's operators have two names for their domain, of which runtimes take one version, nobody says which."""
+    versions = sorted({entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")})
+    if len(versions) > 1:
+        raise UnsupportedOperator(
+            f"opset {versions[0]}",
+            model.graph.name,
+            reason=f"the model imports the standard's operators in versions {versions[0]} and {versions[-1]} at once",
+            remedy="keep one of the two entries in opset_import, the one that the exporter meant",
+        )
 
 
 def _require_inlined(model: onnx.ModelProto) -> None:

@@ -12,7 +12,7 @@ from onnxscript import ir
 from onnxscript import opset20 as op
 
 
-def _scalar_tensor(s: float, dtype: int = 1, layout: str = "", device: str = "", pin_memory: bool = False) -> Any:
+def _scalar_tensor(s: Any, dtype: int = 1, layout: str = "", device: str = "", pin_memory: bool = False) -> Any:
     """A number in its own precision. The exporter's goes through float32, also in models of doubles."""
     return op.Constant(value=ir.tensor(s, dtype=ir.DataType(dtype)))
 

@@ -137,3 +137,14 @@ def test_constants_that_onnxruntime_cannot_compute(bad: Any) -> None:
 def test_the_support_table_knows_what_is_folded() -> None:
     rows = support_table(make_model([*BRANCHES["Equal"], node("Mul", "x c")], (3,), FLOATS))
     assert [row.verdict for row in rows] == ["exact"] * 4
+
+
+@pytest.mark.parametrize("axis", [-2, -1, 0, 1, 2])
+def test_a_flattened_constant(axis: int) -> None:
+    nodes = [node("Flatten", "c", "f", axis=axis), node("ReduceSum", "f last", "s"), node("MatMul", "x s")]
+    square = np.arange(9, dtype=np.float32).reshape(3, 3)
+    rows = {-2: 1, -1: 3, 0: 1, 1: 3, 2: 9}[axis]
+    model = make_model(nodes, (rows,), {"c": square, "last": integers(1)}, opset=18)
+    assert_lowers_exactly(model, (rows,))
+    with pytest.raises(UnsupportedOperator, match="axis"):
+        lower(make_model([node("Flatten", "c", "f", axis=3), node("Add", "x f")], (9,), {"c": square}, check=False))

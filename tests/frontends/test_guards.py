@@ -79,3 +79,14 @@ def test_a_network_with_softplus() -> None:
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Softplus(), torch.nn.Linear(5, 2))
     assert trace(module, torch.zeros(2, 3)).output_shape == (2,)
+
+
+@pytest.mark.parametrize("kind", [TensorProto.UINT8, TensorProto.BOOL, TensorProto.INT64])
+def test_a_threshold_that_a_cast_changes(kind: int) -> None:
+    """258 as a byte is 2, where softplus differs from its argument."""
+    nodes = [
+        node("Cast", "t", "u", to=kind), node("Cast", "u", "v", to=TensorProto.FLOAT), node("Greater", "x v", "c"),
+        node("Softplus", "x", "s"), node("Where", "c x s"),
+    ]  # fmt: skip
+    with pytest.raises(UnsupportedOperator, match="jump"):
+        lower(make_model(nodes, (3,), {"t": np.float32(258)}))

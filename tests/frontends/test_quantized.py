@@ -318,3 +318,29 @@ def test_a_quantized_matrix_product_without_a_scale_for_its_output() -> None:
     nodes = [Q, node("QGemm", "q s z w t v b", alpha=1.0, domain=MICROSOFT)]
     model = make_model(nodes, (3,), constants, opset=17, check=False)
     assert_rounds_like_onnxruntime(model, (3,))
+
+
+def pooled(**attributes: Any) -> onnx.ModelProto:
+    nodes = [
+        node("Reshape", "x shape", "r"), node("QuantizeLinear", "r step center", "q"),
+        node("QLinearAveragePool", "q step center wide middle", "p", kernel_shape=[3, 3], strides=[2, 2],
+             domain=MICROSOFT, **attributes),
+        node("DequantizeLinear", "p wide middle", "d"), node("Flatten", "d"),
+    ]  # fmt: skip
+    constants = {
+        "shape": np.array([-1, 1, 4, 4]), "step": np.float32(0.02), "center": np.uint8(100),
+        "wide": np.float32(0.05), "middle": np.uint8(90),
+    }  # fmt: skip
+    return make_model(nodes, (16,), constants)
+
+
+@pytest.mark.parametrize("attributes", [{"ceil_mode": 1}, {"count_include_pad": 1, "pads": [1, 1, 1, 1]}])
+def test_a_pool_of_integers_in_one_of_two_modes(attributes: dict[str, Any]) -> None:
+    model, points = pooled(**attributes), weight(20, 16)
+    apart = np.abs(evaluate(lower(model), points).numpy() - run_onnxruntime(model, points)).max()
+    assert apart <= 0.06
+
+
+def test_a_pool_of_integers_in_both_modes_is_another_one_in_onnxruntime() -> None:
+    with pytest.raises(UnsupportedOperator, match="ceil_mode or with count_include_pad"):
+        lower(pooled(ceil_mode=1, count_include_pad=1, pads=[1, 1, 1, 1]))

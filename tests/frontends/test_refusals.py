@@ -296,3 +296,42 @@ def test_only_what_the_chosen_output_needs_has_to_be_supported() -> None:
     assert lower(model).output_shape == (4,)
     with pytest.raises(UnsupportedOperator, match="Sign"):
         lower(model, "z")
+
+
+# what: nodes behind an input (4,) that compute in another type than the model's real ones
+IN_ANOTHER_TYPE = {
+    "a power of an integer": [node("Pow", "whole x", "p"), node("Cast", "p", to=TensorProto.FLOAT)],
+    "a power in half precision": [node("Pow", "half x", "p"), node("Cast", "p", to=TensorProto.FLOAT)],
+    "a cast to the type of an integer": [node("CastLike", "x whole", "p"), node("Cast", "p", to=TensorProto.FLOAT)],
+    "a cast to half precision": [node("CastLike", "x half", "p"), node("Cast", "p", to=TensorProto.FLOAT)],
+}
+
+
+@pytest.mark.parametrize("what", IN_ANOTHER_TYPE)
+def test_what_is_rounded_to_another_type(what: str) -> None:
+    constants = {"whole": integers(2), "half": np.float16([2])}
+    with pytest.raises(UnsupportedOperator, match=r"it rounds a value that depends on the input to (int64|float16)"):
+        lower(make_model(IN_ANOTHER_TYPE[what], (4,), constants))
+
+
+def test_an_output_that_is_a_sequence() -> None:
+    nodes = [node("Relu", "x", "r"), node("SequenceConstruct", "x r")]
+    graph = helper.make_graph(
+        nodes,
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, None)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    with pytest.raises(UnsupportedOperator, match="a sequence of tensors"):
+        lower(model)
+
+
+@pytest.mark.parametrize("second", [11, 13])
+def test_two_versions_of_the_operators_at_once(second: int) -> None:
+    model = make_model([node("Softmax", "x")], (4,), opset=24 - second)
+    model.opset_import.append(helper.make_opsetid("ai.onnx", second))
+    with pytest.raises(UnsupportedOperator, match="versions 11 and 13 at once"):
+        lower(model)
+    model.opset_import[-1].version = 24 - second
+    assert lower(model).output_shape == (4,)
