@@ -13,7 +13,7 @@ from mlflow_lipschitz.certify.counterexamples import Counterexample
 from mlflow_lipschitz.certify.properties import PropertyAnswer, ServedModel, certify_property
 from mlflow_lipschitz.engine.ir.graph import Graph
 from mlflow_lipschitz.engine.propagation.interpreter import evaluate
-from mlflow_lipschitz.errors import FidelityError
+from mlflow_lipschitz.errors import FidelityError, UsageError
 from mlflow_lipschitz.frontends.fidelity import PRECISION
 from mlflow_lipschitz.frontends.lowering import lower
 from mlflow_lipschitz.frontends.onnx_answers import OnnxAnswers
@@ -59,7 +59,7 @@ def check_property(model: Path, property_file: Path, options: PropertyOptions | 
     """Whether the unsafe set of the property is empty for the model.
 
     Raises:
-        UsageError: a file cannot be read. PropertyError: the property is not understood.
+        UsageError: a file cannot be read, or is no .onnx file. PropertyError: the property is not understood.
         InvalidRegion: it has another number of inputs or outputs than the model.
         UnsupportedOperator: the model cannot be bounded. FidelityError: the graph that was certified is not the file's.
     """
@@ -73,6 +73,8 @@ def check_property(model: Path, property_file: Path, options: PropertyOptions | 
 
 
 def _answer(model: Path, property_file: Path, options: PropertyOptions, began: float) -> PropertyAnswer:
+    if model.suffix != ".onnx":
+        raise UsageError(f"{model.name} is no .onnx file; a counterexample is checked by onnxruntime on the file itself")
     unsafe, proto = read_property(property_file), to_onnx(model)
     graph, served = lower(proto), OnnxAnswers(model, proto)
     answer = certify_property(

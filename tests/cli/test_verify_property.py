@@ -127,7 +127,8 @@ def test_files_that_are_absent_or_no_model_never_pass(command: Command, network:
     assert command("verify-property", tmp_path / "absent.onnx", property_file).code == 2
     assert command("verify-property", network, tmp_path / "absent.vnnlib").code == 2
     assert command("verify-property", tmp_path / "broken.onnx", property_file).code == 3
-    assert command("verify-property", property_file, property_file).code == 2
+    refused = command("verify-property", property_file, property_file)
+    assert refused.code == 2 and "is no .onnx file" in refused.err
     assert command("verify-property", network).code == 2
     assert command("verify-property", network, property_file, "--timeout", "0").code == 2
     assert command("verify-property", network, property_file, "--out", tmp_path / "no" / "folder").code == 2
