@@ -74,7 +74,9 @@ def check_property(model: Path, property_file: Path, options: PropertyOptions | 
 
 def _answer(model: Path, property_file: Path, options: PropertyOptions, began: float) -> PropertyAnswer:
     if model.suffix != ".onnx":
-        raise UsageError(f"{model.name} is no .onnx file; a counterexample is checked by onnxruntime on the file itself")
+        raise UsageError(
+            f"{model.name} is no .onnx file; a counterexample is checked by onnxruntime on the file itself"
+        )
     unsafe, proto = read_property(property_file), to_onnx(model)
     graph, served = lower(proto), OnnxAnswers(model, proto)
     answer = certify_property(

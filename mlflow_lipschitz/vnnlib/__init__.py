@@ -5,8 +5,8 @@
     (assert (or (<= Y_0 1.25) (>= Y_0 2)))          which outputs are unsafe
 
 A file describes the unsafe set; the property holds when that set is empty. Numbers are rationals here, so that what a text says
-is not rounded before it is known in which direction rounding would be safe. (The `vnnlib` package reads version 2 only, and its linear
-terms hold float64.)
+is not rounded before it is known in which direction rounding would be safe. (The `vnnlib` package reads version 2 only, and its
+linear terms hold float64.)
 """
 
 from mlflow_lipschitz.vnnlib.reading import read_property
