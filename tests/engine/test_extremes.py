@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+import mpmath
 import numpy as np
 import pytest
+import torch
 
 from mlflow_lipschitz.certify import certified_radius, certify_lipschitz, certify_monotonicity
 from mlflow_lipschitz.engine.domains.region import Box, LpBall
 from mlflow_lipschitz.engine.ir import ops
 from mlflow_lipschitz.engine.ir.graph import Graph, GraphBuilder
+from mlflow_lipschitz.engine.propagation.pre_activation import bound_nodes
+from mlflow_lipschitz.engine.propagation.problem import Problem
+from mlflow_lipschitz.engine.rules.relaxation import Relaxation
+from mlflow_lipschitz.errors import UnsupportedOperator
 
 
 def chain(*layers: float | str, inputs: int = 1) -> Graph:
@@ -121,3 +127,68 @@ def test_a_huge_box_overflows_upwards() -> None:
 
     box = Box([[-1.7e308]], [[-1.6e308]])
     assert box.support(torch.ones((1, 1, 1, 1), dtype=torch.float64)).item() >= -1.6e308
+
+
+def curve_chain(*layers: float | tuple[str, tuple[float, ...]]) -> Graph:
+    """As `chain`, for curves with parameters."""
+    builder = GraphBuilder()
+    x = builder.add(ops.Input((1,)))
+    for layer in layers:
+        x = builder.add(ops.Elementwise(*layer) if isinstance(layer, tuple) else ops.Linear(np.full((1, 1), layer)), x)
+    return builder.build(x)
+
+
+@pytest.mark.parametrize(
+    ("layers", "least", "most"),
+    [
+        ((1e160, ("log", ())), Fraction(1, 3), Fraction(1)),
+        ((1e110, ("atan", ()), 1e110), Fraction(112, 1000), Fraction(999, 1000)),
+        ((1e110, ("softsign", ()), 1e110), Fraction(112, 1000), Fraction(999, 1000)),
+        ((1e217, ("sqrt", ()), 1e-108), Fraction(9129, 10000), Fraction(15811, 10000)),
+        ((-1e108, ("power", (1.0, -1.0)), 1e108), Fraction(112, 1000), Fraction(999, 1000)),
+    ],
+    ids=lambda value: str(value),
+)
+def test_a_slope_that_underflows_is_not_a_slope_of_zero(
+    layers: tuple[float | tuple[str, tuple[float, ...]], ...], least: Fraction, most: Fraction
+) -> None:
+    """On [1, 3] the derivative takes every value from `least` to `most` (between 1/9, 1/3 and 1), at any scale."""
+    got = certify_monotonicity(curve_chain(*layers), [[2.0]], Box([[1.0]], [[3.0]]), device="cpu")
+    assert Fraction(float(got.lower[0, 0])) <= least
+    assert Fraction(float(got.upper[0, 0])) >= most
+
+
+@pytest.mark.parametrize("exponent", [0.3, 1 / 3, -0.3, -1.7, -3.1, -15.4, 0.01])
+@pytest.mark.parametrize("z", [1e-100, 1e-6, 0.1, 10.0, 1e6, 1e100])
+def test_the_exponent_of_a_derivative_is_rounded(exponent: float, z: float) -> None:
+    with mpmath.workprec(400):
+        truth = mpmath.mpf(exponent) * mpmath.mpf(z) ** (mpmath.mpf(exponent) - 1)
+        got = certify_monotonicity(curve_chain(("power", (1.0, exponent))), [[z]], Box([[z]], [[z]]), device="cpu")
+        assert mpmath.mpf(float(got.lower[0, 0])) <= truth <= mpmath.mpf(float(got.upper[0, 0]))
+
+
+def test_a_whole_exponent_too_large_to_be_odd_or_even_has_no_derivative() -> None:
+    with pytest.raises(UnsupportedOperator, match="no Clarke derivative"):
+        certify_monotonicity(curve_chain(("power", (1.0, 2.0**53 + 2))), [[-1.0]], Box([[-1.0]], [[-1.0]]), device="cpu")
+
+
+def test_a_coefficient_multiplies_what_a_power_lost() -> None:
+    got = bound_nodes(Problem.of(curve_chain(("power", (1e300, -2.0))), Box([[1e155]], [[1e155]])), None)[-1].interval
+    with mpmath.workprec(400):
+        assert mpmath.mpf(float(got.upper)) >= mpmath.mpf(1e300) / mpmath.mpf(1e155) ** 2
+
+
+def test_the_last_bit_of_a_subnormal_end_is_not_lost() -> None:
+    end = 5e-324
+    reached = Box([[0.0]], [[end]]).support(torch.full((1, 1, 1, 1), 1e300, dtype=torch.float64))
+    assert Fraction(float(reached)) >= Fraction(1e300) * Fraction(end)
+
+
+@pytest.mark.parametrize(("low", "high"), [(2, 3), (3, 3), (-3, 4), (1, 2)])
+def test_a_subnormal_slope_keeps_its_last_bit(low: int, high: int) -> None:
+    bit, coefficient = 5e-324, 1e300
+    lines = [torch.full((1, 1, 1), units * bit, dtype=torch.float64) for units in (low, high)]
+    zero = torch.zeros((1, 1, 1), dtype=torch.float64)
+    planes = Relaxation((0,), (lines[0],), zero, (lines[1],), zero)
+    passed = float(planes.backward(torch.full((1, 1, 1, 1), coefficient, dtype=torch.float64)).passed[0][1])
+    assert Fraction(passed) >= Fraction(coefficient) * high * Fraction(bit) * (1 - Fraction(1, 2**40))

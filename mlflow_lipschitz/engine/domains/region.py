@@ -89,7 +89,9 @@ class Box:
         # Center and half width round as well, by at most one unit each of the reach that `spread` weighs.
         value = _dot(coeffs, low / 2 + high / 2) + _dot(size, high / 2 - low / 2)
         spread = _dot(size, torch.maximum(low.abs(), high.abs()))
-        return value + error_bound(spread, 2 * coeffs.shape[3:].numel() + 8) + 2.0**-960
+        # A half of a subnormal end loses its last bit, which a coefficient may weigh.
+        lost = entries(size, 3).sum(-1) * 2.0**-1070
+        return value + error_bound(spread, 2 * coeffs.shape[3:].numel() + 8) + lost + 2.0**-960
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from mlflow_lipschitz.engine.ir.graph import Graph
 from mlflow_lipschitz.engine.propagation.backward import InputForm
 from mlflow_lipschitz.engine.propagation.plan import copies_behind
 from mlflow_lipschitz.engine.propagation.problem import Problem
+from mlflow_lipschitz.engine.rules.forward import lost_to_underflow
 from mlflow_lipschitz.engine.rules.registry import rule_for
 
 # The share of an interval that is worth a backward pass.
@@ -81,7 +82,7 @@ class ForwardSweep:
         offset = (offset_above - offset_below) / 2
         size = ((above.abs() + below.abs()) * self._reach[:, None, None]).sum(-1)
         size = size + offset_above.abs() + offset_below.abs() + largest.abs()
-        error = largest + (offset_above + offset_below) / 2 + error_bound(size, 8)
+        error = largest + (offset_above + offset_below) / 2 + error_bound(size, 8) + lost_to_underflow(self._reach)
         error = torch.where(error.isfinite(), error.clamp(min=0), torch.inf).expand(place.shape)
         known = entries(form.error, 2).expand(*place.shape[:2], -1)
         closer = error < torch.where(known.isnan(), torch.inf, known).gather(2, place)

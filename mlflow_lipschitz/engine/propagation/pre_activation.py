@@ -176,7 +176,9 @@ def _refined(
         form = upper_form(problem, bounds, target, _signed_unit_rows(chunk, shape))
         high, low = concretize(problem, form).split(chunk.shape[-1], 2)
         place = chunk.expand(lower.shape[0], lower.shape[1], -1)
-        high, low = high.expand(place.shape), -low.expand(place.shape)
+        # Rows that only fill up the batch are not used: a point's bounds do not depend on its neighbors.
+        meant = wanted.expand(lower.shape).gather(2, place)
+        high, low = torch.where(meant, high, torch.inf), torch.where(meant, -low, -torch.inf)
         upper = upper.scatter(2, place, torch.minimum(upper.gather(2, place), high))
         lower = lower.scatter(2, place, torch.maximum(lower.gather(2, place), low))
         if forward is not None:

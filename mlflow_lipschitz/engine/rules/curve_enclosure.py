@@ -19,6 +19,8 @@ _ULP = 2.0**-52
 # Tightness only: an inexact tangent point costs the square of its error, an inexact slope the error itself.
 _PEAK_BISECTIONS, _SLOPE_BISECTIONS = 5, 6
 _UNDERFLOW = 2.0**-960
+# A slope computed as 1 / (z·z) is 0 where the square overflows: by then it is below this.
+_LOST_SLOPE = 2.0**-1015
 # Beyond this a float64 says too little about where in its period it is.
 _FAR = 2.0**20
 
@@ -183,7 +185,7 @@ def _tangent_peak(
     peak = None
     for at in (low, high):
         rise, drop = steepness * (at - t), slope * at
-        error = (8 + 4 * facts.ulps) * _ULP * rise.abs() + 2 * facts.absolute * (at - t).abs()
+        error = (8 + 4 * facts.ulps) * _ULP * rise.abs() + 2 * (facts.absolute + _LOST_SLOPE) * (at - t).abs()
         total = top + rise - drop + error + 8 * _ULP * (top.abs() + drop.abs()) + _UNDERFLOW
         peak = total if peak is None else torch.maximum(peak, total)
     assert peak is not None

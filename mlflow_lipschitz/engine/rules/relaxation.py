@@ -13,6 +13,10 @@ from mlflow_lipschitz.engine.domains.axes import entries
 from mlflow_lipschitz.engine.domains.interval import Interval
 
 
+# A half is exact above the subnormal numbers; 2⁻¹⁰⁷⁴ is the last bit of those below.
+_HALVED, _LOST = 2.0**-1000, 2.0**-1070
+
+
 class Centered(NamedTuple):
     """Two values as mean ± half the difference, with an axis for rows: (points, objectives or 1, 1, *shape).
 
@@ -26,7 +30,11 @@ class Centered(NamedTuple):
     def of(lower: Tensor, upper: Tensor) -> Centered:
         if lower is upper:
             return Centered(lower[:, :, None], None)
-        return Centered(((upper + lower) / 2)[:, :, None], ((upper - lower) / 2)[:, :, None])
+        mean, half = upper / 2 + lower / 2, upper / 2 - lower / 2
+        # Halves of the smallest numbers are rounded; where that matters, the half difference covers it.
+        tiny = torch.maximum(upper.abs(), lower.abs()) < _HALVED
+        lost = tiny & ((upper != 0) | (lower != 0))
+        return Centered(mean[:, :, None], torch.where(lost, half + _LOST, half)[:, :, None])
 
 
 class BackwardStep(NamedTuple):
