@@ -12,11 +12,12 @@ import numpy as np
 from mlflow_lipschitz.engine.ir import building
 from mlflow_lipschitz.engine.ir.ops import Elementwise
 from mlflow_lipschitz.frontends.fusions import exponential_behind, fused_normalization
-from mlflow_lipschitz.frontends.lowering_context import Call, Value, Variable, node_name
+from mlflow_lipschitz.frontends.lowering_context import MASK_REMEDY, Call, Value, Variable, node_name
 from mlflow_lipschitz.frontends.values import split_mask
 
 MINUS = np.array(-1.0)
 LEAST_MASK_SCALE = 1e-3  # a mask times at least this is still far below anything that exp does not round to 0
+MOST_ABOVE_MASK = 1e20  # what may be added to a mask: less than what is left of it
 
 
 def _operands(call: Call) -> tuple[Value, Value]:
@@ -41,6 +42,8 @@ def add(call: Call, a: Value, b: Value) -> Variable:
     numbers, mask = split_mask(np.asarray(b))
     if mask is not None and not numbers.any():
         return _masked(call, call.expand(a, call.broadcast(a.shape, mask.shape)), mask)
+    if a.masked is not None and np.any(np.abs(numbers) > MOST_ABOVE_MASK):
+        call.refuse("it lifts scores that are masked", MASK_REMEDY)
     bare_a = a if a.masked is None else replace(a, masked=None)
     return _masked(call, call.scale_shift(bare_a, None, numbers), a.masked, mask)
 
@@ -77,8 +80,11 @@ def _product(call: Call, a: Variable, b: Variable) -> Variable:
 
 
 def _scaled(call: Call, x: Variable, factor: np.ndarray) -> Variable:
-    if x.masked is not None and np.all(factor >= LEAST_MASK_SCALE) and np.all(np.isfinite(factor)):
-        return call.mask(call.scale_shift(replace(x, masked=None), factor, None), x.masked)
+    if x.masked is not None and np.all(np.isfinite(factor)):
+        sunk = min(1.0, x.sunk * float(np.min(factor)))
+        if sunk < LEAST_MASK_SCALE:
+            call.refuse("it scales a mask down to a number that may matter", MASK_REMEDY)
+        return call.mask(replace(call.scale_shift(replace(x, masked=None), factor, None), sunk=sunk), x.masked)
     return x if factor.ndim == 0 and factor == 1 else call.scale_shift(x, factor, None)
 
 

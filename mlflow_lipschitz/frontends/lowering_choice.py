@@ -37,7 +37,8 @@ def lower_where(call: Call) -> Value:
         total = call.add(total, _chosen_entries(call, pair, masked))
     if numbers.any():
         total = call.scale_shift(total, None, numbers)
-    return call.mask(total, masked if masked.any() else None)
+    sunk = min(variable.sunk for variable, _ in variables)
+    return call.mask(replace(total, sunk=sunk), masked if masked.any() else None)
 
 
 def _chosen_entries(call: Call, choice: tuple[Variable, np.ndarray], masked: np.ndarray) -> Variable:

@@ -159,7 +159,7 @@ class Call(_NodeInputs):
             self.refuse(f"its shapes do not fit: {error}")
         except TypeError:
             self.refuse("it computes with a mask of minus infinity", MASK_REMEDY)
-        return Variable(index, self.builder.shape(index), masked)
+        return Variable(index, self.builder.shape(index), masked, sunk=min((v.sunk for v in variables), default=1.0))
 
     def mask(self, x: Variable, mask: np.ndarray | None) -> Variable:
         """x with minus infinity where `mask`, which broadcasts to its shape, is True; as it is where `mask` is None."""

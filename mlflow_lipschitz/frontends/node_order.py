@@ -23,6 +23,8 @@ def computed_nodes(nodes: Iterable[onnx.NodeProto], values: Mapping[str, Value])
         yield node
         if is_decided(node, values):
             branch = _branch(node, "then_branch" if np.asarray(values[node.input[0]]).all() else "else_branch")
+            # Two branches may call different things by one name.
+            branch = _renamed(branch, {name: f"{node.output[0]}/{name}" for name in _names_made(branch)})
             for tensor in branch.initializer:
                 yield helper.make_node("Constant", [], [tensor.name], value=tensor)
             yield from computed_nodes(branch.node, values)
@@ -37,6 +39,28 @@ def is_decided(node: onnx.NodeProto, values: Mapping[str, Value]) -> bool:
 
 def _branch(node: onnx.NodeProto, name: str) -> onnx.GraphProto:
     return next(attribute.g for attribute in node.attribute if attribute.name == name)
+
+
+def _names_made(graph: onnx.GraphProto) -> list[str]:
+    return [
+        *(tensor.name for tensor in graph.initializer),
+        *(name for node in graph.node for name in node.output if name),
+    ]
+
+
+def _renamed(graph: onnx.GraphProto, names: Mapping[str, str]) -> onnx.GraphProto:
+    """A copy with other names for what it makes, also where graphs inside it read that."""
+    copy = onnx.GraphProto()
+    copy.CopyFrom(graph)
+    for named in (*copy.initializer, *copy.output):
+        named.name = names.get(named.name, named.name)
+    for node in copy.node:
+        for listed in (node.input, node.output):
+            listed[:] = [names.get(name, name) for name in listed]
+        for attribute in node.attribute:
+            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                inner.CopyFrom(_renamed(inner, names))
+    return copy
 
 
 def needed_nodes(graph: onnx.GraphProto, output: str) -> list[onnx.NodeProto]:

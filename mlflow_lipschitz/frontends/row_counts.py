@@ -67,6 +67,8 @@ def require_the_same_for_every_length(
                 raise refusal(node, DEPENDS_ON_ROWS, BATCH_REMEDY)
         if node.op_type in _SUM_ROWS and not reads_variable and _grows(node, single, several):
             raise refusal(node, DEPENDS_ON_ROWS, BATCH_REMEDY)
+        if node.op_type == "Cast" and "numbers" in differences and not reads_variable:
+            _require_whole(node, *(np.asarray(values[node.input[0]]) for values in (single, several)))
         if node.op_type in ("Div", "Equal") and "numbers" in differences and not reads_variable:
             _require_settled(node, *([np.asarray(values[name]) for name in node.input] for values in (single, several)))
 
@@ -127,6 +129,17 @@ def _holds_any_number(node: onnx.NodeProto) -> bool:
     """Whether the type that a Cast makes holds every number of rows exactly."""
     target = next((attribute.i for attribute in node.attribute if attribute.name == "to"), onnx.TensorProto.INT64)
     return node.op_type != "Cast" or onnx.TensorProto.DataType.Name(target) in _WIDE
+
+
+def _require_whole(node: onnx.NodeProto, one: np.ndarray, many: np.ndarray) -> None:
+    """A cast of floats to integers cuts off what is behind the point: c·nᵏ must have nothing there for any n."""
+    target = next(attribute.i for attribute in node.attribute if attribute.name == "to")
+    if one.dtype.kind != "f" or target in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE):
+        return
+    # c is the value for one row; where it is whole and k is not negative, so is c·nᵏ.
+    whole = (one == np.floor(one)) & (many == np.floor(many)) & (np.abs(many) >= np.abs(one))
+    if not np.all(whole | (one == many)):
+        raise refusal(node, DEPENDS_ON_ROWS, BATCH_REMEDY)
 
 
 def _require_settled(node: onnx.NodeProto, one: list[np.ndarray], many: list[np.ndarray]) -> None:

@@ -24,12 +24,16 @@ from mlflow_lipschitz.engine.rules.affine_maps import affine_map, is_affine_map
 from mlflow_lipschitz.engine.rules.weights import weights_of
 from mlflow_lipschitz.errors import UnsupportedOperator
 from mlflow_lipschitz.frontends.row_counts import require_the_same_for_every_length
+from mlflow_lipschitz.frontends.row_positions import require_no_places
 from mlflow_lipschitz.frontends.values import BATCH_REMEDY, Value, Variable, node_name, refusal
 
 ROWS_TRIED = 3  # of a free batch, beside the one row that is audited
-BATCHES_TRIED = (2, 16)  # random ones: at least and at most, as many as their entries allow
+BATCHES_TRIED = (3, 16)  # random ones: at least and at most, as many as their entries allow
 ENTRIES_TRIED = 1 << 22
+# How large the random entries are; 0: between 0 and 1, where a logarithm or a root is defined.
+SIZES_TRIED = (1.0, 100.0, 0.0, 10.0, 1e4)
 SAME = 1e-9  # two orders of summation of the same numbers differ by far less
+SAME_FAR = 1e-6  # so they do where numbers are large, and some of them cancel
 
 # Ops whose entries depend on the same entries of their operands; the last ones have their own composition as an operand.
 _OF_THE_SAME_ENTRY = (
@@ -97,6 +101,10 @@ def require_independent_rows(lowered: LoweredModel, lower_rows: LowerRows) -> No
         _refuse_mixing(lowered, graph)
         raise _refused_output(lowered, f"its shape {result.shape} does not have one entry per row on axis 0")
     _require_equal_values(lowered, graph, rows)
+    if lowered.batch is not None:
+        _require_equal_constants(lowered, graph, rows)
+    else:
+        require_no_places(lowered.nodes, lowered.values, values)
 
 
 def _for_several_rows(error: UnsupportedOperator, rows: int) -> UnsupportedOperator:
@@ -197,19 +205,16 @@ def _require_equal_values(lowered: LoweredModel, graph: Graph, rows: int) -> Non
     entries = sum(math.prod(node.shape) for node in graph.nodes)
     compared = False
     for number in range(min(most, max(least, ENTRIES_TRIED // entries))):
-        # Half of them positive: a logarithm or a root is defined there.
-        batch = random.normal(size=shape) if number % 2 else random.uniform(size=shape)
+        scale = SIZES_TRIED[number % len(SIZES_TRIED)]
+        batch = random.normal(size=shape) * scale if scale else random.uniform(size=shape)
         several = evaluate(graph, batch).numpy().reshape(rows, -1)
         single = evaluate(lowered.graph, batch[0]).numpy()
         if several.shape != single.shape:
             raise _refused_output(
                 lowered, f"{several.shape[1]} entries per row in a batch of {rows}, not {single.shape[1]}"
             )
-        finite = np.isfinite(single)
-        compared |= bool(finite.any())
-        allowed = SAME * np.maximum(1.0, np.abs(np.where(finite, single, 0.0)).max(axis=1, keepdims=True))
-        with np.errstate(invalid="ignore"):
-            same = np.where(finite, np.abs(several - single) <= allowed, ~np.isfinite(several))
+        compared |= bool(np.isfinite(single).any())
+        same = _same(single, several, far=scale > 1)
         if not same.all():
             row = int(np.flatnonzero(~same.all(axis=1))[0])
             raise _refused_output(
@@ -217,3 +222,40 @@ def _require_equal_values(lowered: LoweredModel, graph: Graph, rows: int) -> Non
             )
     if not compared:
         raise _refused_output(lowered, "it is not finite anywhere, so rows cannot be compared")
+
+
+def _same(single: np.ndarray, several: np.ndarray, *, far: bool) -> np.ndarray:
+    """Which outputs, (rows, outputs), are the same; far away a number may overflow in one order of summation alone."""
+    finite = np.isfinite(single)
+    share = SAME_FAR if far else SAME
+    allowed = share * np.maximum(1.0, np.abs(np.where(finite, single, 0.0)).max(axis=1, keepdims=True))
+    with np.errstate(invalid="ignore"):
+        return np.where(finite, np.abs(several - single) <= allowed, far | ~np.isfinite(several))
+
+
+def _require_equal_constants(lowered: LoweredModel, graph: Graph, rows: int) -> None:
+    """Refuse constants of a fixed batch that differ from row to row: they may only show far from any point that is tried."""
+    shifts = [node for node in graph.nodes if isinstance(node.op, ops.ScaleShift)]
+    read = {node.inputs[0] for node in shifts}  # of the result nothing is known where it is scaled by 0
+    owners = {i: torch.zeros(graph.nodes[i].shape, dtype=torch.int64) for i in read}
+    owned = {}
+    for bit in _bits(rows):
+        for index, depends in enumerate(_dependencies(graph, bit)):
+            if index in read:
+                owners[index] |= depends[0].to(torch.int64) << bit
+                owned[index] = depends.any(0)
+    for node in shifts:
+        assert isinstance(node.op, ops.ScaleShift)
+        (index,) = node.inputs
+        numbers = [np.broadcast_to(n, node.shape) for n in (node.op.scale, node.op.shift) if n is not None]
+        places = [((owners[index] == row) & owned[index]).numpy() for row in range(rows)]
+        if any(not _equal_per_row([n[place] for place in places]) for n in numbers):
+            reason = f"its constants differ from row to row of a batch of {rows}"
+            origin = {node_name(part): part for part in reversed(lowered.nodes)}.get(node.name)
+            if origin is not None:
+                raise refusal(origin, reason, BATCH_REMEDY)
+            raise UnsupportedOperator("Constant", node.name, reason=reason, remedy=BATCH_REMEDY)
+
+
+def _equal_per_row(numbers: list[np.ndarray]) -> bool:
+    return all(len(row) != len(numbers[0]) or np.array_equal(row, numbers[0]) for row in numbers[1:])

@@ -27,12 +27,14 @@ class Variable:
     """A value that depends on the model's input.
 
     `masked` is None or a boolean array of the same shape: True where the ONNX value is minus infinity (an attention mask).
-    What the engine computes there means nothing; only a softmax may read such a value.
+    What the engine computes there means nothing; only a softmax may read such a value. A mask may be a finite number: `sunk` is
+    the product of what it was scaled by since, for what is left of it must still be as good as minus infinity.
     """
 
     index: int
     shape: Shape
     masked: np.ndarray | None = field(default=None, compare=False)
+    sunk: float = field(default=1.0, compare=False, kw_only=True)
 
 
 @dataclass(frozen=True)
