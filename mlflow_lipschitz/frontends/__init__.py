@@ -28,18 +28,24 @@ def trace(model_or_path: Any, example: Any = None, *, output: str | int | None =
         UnsupportedOperator: naming the node, its origin in the user's model, the reason and a remedy.
         UntrustedModel: loading the file would run code from it.
         UsageError: the model is of no supported kind, or needs an example.
-        FidelityError: a torch module answers the example otherwise than its graph: the exporter has been seen to drop options.
+        FidelityError: a torch model answers the example otherwise than its graph: the exporter has been seen to drop options.
     """
     from mlflow_lipschitz.frontends.discrete import divide
     from mlflow_lipschitz.frontends.lowering import lower
-    from mlflow_lipschitz.frontends.to_onnx import is_torch_module, to_onnx
+    from mlflow_lipschitz.frontends.preparation import output_name
+    from mlflow_lipschitz.frontends.to_onnx import is_torch_model, loaded, to_onnx
 
-    divided = divide(to_onnx(model_or_path, example), _rows(example), output)
+    rows, model = _rows(example), loaded(model_or_path)
+    exported = to_onnx(model, example if hasattr(example, "detach") else rows)
+    divided = divide(exported, rows, output)
     graph = lower(divided.body, None if divided.parts else output)
-    if is_torch_module(model_or_path) and not isinstance(output, str):
+    if is_torch_model(model) and not (rows is None and divided.parts):
         from mlflow_lipschitz.frontends.module_answers import require_same_answers
 
-        require_same_answers(model_or_path, example, graph, divided.points(_rows(example)), output or 0)
+        names = [value.name for value in exported.graph.output]
+        position = names.index(output_name(exported, output)), len(names)
+        asked = _random_rows(graph.input_shape) if rows is None else example
+        require_same_answers(model, asked, graph, divided.points(_rows(asked)), position)
     return graph
 
 
@@ -54,12 +60,18 @@ def encode(model_or_path: Any, rows: Any, *, output: str | int | None = None) ->
         rows: as the model takes them: a frame, NumPy, or torch.
 
     Raises:
-        InvalidData: a row that the model's lookups refuse.
+        InvalidData: a row that the model's lookups refuse, a cell that is no number, or a frame with other columns.
     """
     from mlflow_lipschitz.frontends.discrete import divide
+    from mlflow_lipschitz.frontends.discrete_columns import in_order
+    from mlflow_lipschitz.frontends.row_layout import real_points, row_layout
     from mlflow_lipschitz.frontends.to_onnx import to_onnx
 
-    return divide(to_onnx(model_or_path, rows), _rows(rows), output).points(_rows(rows))
+    table, layout = _rows(rows), row_layout(model_or_path)
+    if layout.names and hasattr(table, "columns"):
+        table = in_order(table, layout.names)
+    divided = divide(to_onnx(model_or_path, rows if hasattr(rows, "detach") else table), table, output)
+    return divided.points(table) if divided.parts else real_points(table, layout)
 
 
 def _rows(rows: Any) -> Any:
@@ -69,6 +81,13 @@ def _rows(rows: Any) -> Any:
     import numpy as np
 
     return np.asarray(rows.detach().cpu() if hasattr(rows, "detach") else rows)
+
+
+def _random_rows(shape: tuple[int, ...]) -> np.ndarray:
+    """For a program that is given without an example."""
+    import numpy as np
+
+    return np.random.default_rng(0).uniform(size=(8, *shape))
 
 
 __all__ = ["encode", "trace"]

@@ -28,6 +28,8 @@ from mlflow_lipschitz.frontends.preparation import output_name
 
 _NO_EMBEDDING = "nothing could move, so nothing could be proved: audit a model with a real input or an embedding lookup"
 _BATCH = "export it so that axis 0 of every tensor behind the lookup is the batch"
+# A batch that is longer than what a lookup may reach back, if its entries allow for it, made of some of the rows.
+_LONG, _LONG_AT_LEAST, _LONG_ENTRIES, _ROWS_ALONE = 257, 16, 1 << 22, 8
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,29 @@ def _probes(
             raise UnsupportedOperator(
                 "Input", name, reason="a lookup depends on the other rows of a batch", remedy=_BATCH
             )
+    if head is not None and not batch:
+        _require_the_same_in_a_long_batch(head, feeds, row_names)
     return found[-1]
+
+
+def _require_the_same_in_a_long_batch(head: Head, feeds: dict[str, np.ndarray], row_names: Sequence[str]) -> None:
+    """Each row's lookups alone are those it has among many rows: what a lookup takes from far away shows there only."""
+    some = {name: values[:_ROWS_ALONE] for name, values in feeds.items()}
+    count = len(next(iter(some.values())))
+    try:
+        alone = [head.run({name: values[i : i + 1] for name, values in some.items()}) for i in range(count)]
+        entries = sum(values.size for values in alone[0].values())
+        rows = min(_LONG, max(_LONG_AT_LEAST, _LONG_ENTRIES // max(1, entries)))
+        many = head.run(stretched(some, rows))
+    except Exception as error:  # onnxruntime's exceptions have no base class of their own
+        raise head.refused(some, row_names, error) from error
+    order = np.arange(rows) % count
+    for name, values in many.items():
+        single = np.concatenate([found[name] for found in alone])[order]
+        if values.shape != single.shape or not np.allclose(values, single, rtol=1e-5, atol=1e-6, equal_nan=True):
+            raise UnsupportedOperator(
+                "Input", name, reason=f"a lookup depends on the other rows of a batch of {rows}", remedy=_BATCH
+            )
 
 
 def _example_feeds(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -60,6 +61,7 @@ class ModelColumns:
 
     inputs: tuple[InputColumns, ...]
     names: tuple[str, ...]
+    by_name: bool = True  # False where the model itself knows no names: then columns go by their position
 
     @property
     def plain(self) -> bool:
@@ -91,18 +93,50 @@ class ModelColumns:
         """Rows of a table (or of the one array that the model takes) by input, each in the input's type.
 
         Raises:
-            InvalidData: a cell of a whole-number input is none, or too large to be one; names the row.
+            InvalidData: a frame has other columns than the model, an array too few or too many; or a cell is no number of the
+                type that an input takes. Names the column, or the row.
         """
         if len(self.inputs) == 1 and not self.inputs[0].positions:
             return {self.inputs[0].name: _typed(np.asarray(table), self.inputs[0], row_names)}
-        frame = pd.DataFrame(table)
+        frame = self.ordered(table)
         return {i.name: _typed(_cells(frame, i), i, row_names) for i in self.inputs}
+
+    def ordered(self, table: Table) -> pd.DataFrame:
+        """The rows with the columns in the model's order: those of a frame go by their names.
+
+        Raises:
+            InvalidData: names the columns that are missing or that the model does not know.
+        """
+        return in_order(table if self.by_name else np.asarray(table, dtype=object), self.names)
 
     def as_served(self, table: Table) -> Table:
         """The rows as the whole model is asked: a frame as it is; one tensor in the input's type."""
         if len(self.inputs) > 1 or self.inputs[0].positions:
             return table if isinstance(table, pd.DataFrame) else pd.DataFrame(table, columns=list(self.names))
         return np.asarray(table).astype(self.inputs[0].dtype)
+
+
+def in_order(table: Table, names: Sequence[str]) -> pd.DataFrame:
+    """The rows of a table with the columns `names` in this order: of a frame by its own names, of an array as they come.
+
+    Raises:
+        InvalidData: names the columns that are missing or unknown.
+    """
+    if not isinstance(table, pd.DataFrame):
+        frame = pd.DataFrame(table)
+        if frame.shape[1] != len(names):
+            raise InvalidData(
+                f"the rows have {frame.shape[1]} columns, and the model takes {len(names)}: {', '.join(names)}"
+            )
+        return frame
+    given = [str(name) for name in table.columns]
+    missing, unknown = [n for n in names if n not in given], [n for n in given if n not in names]
+    if missing or unknown or len(given) != len(names):
+        lacks = [f"without {', '.join(map(repr, missing))}"] if missing else []
+        brings = [f"with the unknown {', '.join(map(repr, unknown))}"] if unknown else []
+        said = " and ".join(lacks + brings) or "with a column twice"
+        raise InvalidData(f"the rows are {said}: the model takes the columns {', '.join(names)}")
+    return table.iloc[:, [given.index(name) for name in names]]
 
 
 def without_notes(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -128,7 +162,7 @@ def model_columns(model: onnx.ModelProto) -> ModelColumns:
     noted = next((json.loads(entry.value) for entry in model.metadata_props if entry.key == COLUMNS_KEY), None)
     if noted is not None:
         inputs = tuple(_input(value, tuple(noted["inputs"][value.name]), tuple(noted["unread"])) for value in values)
-        return ModelColumns(inputs, tuple(noted["names"]))
+        return ModelColumns(inputs, tuple(noted["names"]), bool(noted.get("by_name", True)))
     if len(values) == 1:
         return ModelColumns((_input(values[0], ()),), ())
     inputs = tuple(_input(value, (position,)) for position, value in enumerate(values))
@@ -151,26 +185,62 @@ def _input(value: onnx.ValueInfoProto, positions: tuple[int, ...], unread: tuple
 
 
 def _cells(frame: pd.DataFrame, source: InputColumns) -> np.ndarray:
-    kind = np.float64 if source.real else object
     columns = [
-        np.zeros(len(frame)) if p in source.unread else frame.iloc[:, p].to_numpy(kind) for p in source.positions
+        np.zeros(len(frame)) if p in source.unread else frame.iloc[:, p].to_numpy(object) for p in source.positions
     ]
     cells = np.stack(columns, axis=1)
     return cells if len(source.shape) else cells[:, 0]
 
 
 def _typed(cells: np.ndarray, source: InputColumns, row_names: Sequence[str]) -> np.ndarray:
-    if source.real or source.dtype == object:
-        return cells.astype(source.dtype)
-    numbers = cells.astype(np.float64)
-    typed = numbers.astype(source.dtype)
-    wrong = np.argwhere(~np.isfinite(numbers) | (typed.astype(np.float64) != numbers))
-    if wrong.size:
-        value = cells[tuple(wrong[0])]
-        raise InvalidData(
-            f"row {row_names[wrong[0][0]]}: {value} is no {source.dtype}, which input {source.name!r} takes"
-        )
+    if source.dtype == object:
+        return cells.astype(object)
+    if source.real:
+        try:
+            return cells.astype(np.float64).astype(source.dtype)
+        except (TypeError, ValueError) as error:
+            raise _no_number(cells, source, row_names, _is_real) from error
+    if cells.dtype.kind in "iub":
+        typed = cells.astype(source.dtype)
+        whole = typed.astype(object) == cells.astype(object)
+    else:  # one by one: a float64 in between would round large codes
+        whole = np.vectorize(lambda cell: _is_whole(cell, source.dtype), otypes=[bool])(cells)
+        typed = np.where(whole, cells, 0).astype(object)
+        typed = np.array([int(cell) for cell in typed.reshape(-1)], dtype=source.dtype).reshape(cells.shape)
+    if not whole.all():
+        raise _no_number(cells, source, row_names, lambda cell: _is_whole(cell, source.dtype))
     return typed
+
+
+def _is_whole(cell: Any, kind: np.dtype) -> bool:
+    """Whether a cell is a whole number that a type holds, and that no float64 on the way can have rounded."""
+    if isinstance(cell, (bool, np.bool_)):
+        return True
+    if kind == np.bool_:
+        return _is_real(cell) and cell in (0, 1)
+    limits = np.iinfo(kind)
+    if isinstance(cell, (int, np.integer)):
+        return bool(limits.min <= int(cell) <= limits.max)
+    if not isinstance(cell, (float, np.floating)) or not float(cell).is_integer() or abs(float(cell)) > 2.0**53:
+        return False
+    return bool(limits.min <= int(cell) <= limits.max)
+
+
+def _is_real(cell: Any) -> bool:
+    try:
+        float(cell)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _no_number(
+    cells: np.ndarray, source: InputColumns, row_names: Sequence[str], takes: Callable[[Any], bool]
+) -> InvalidData:
+    place = next(place for place in np.ndindex(cells.shape) if not takes(cells[place]))
+    return InvalidData(
+        f"row {row_names[place[0]]}: {cells[place]!r} is no {source.dtype}, which input {source.name!r} takes"
+    )
 
 
 def stretched(feeds: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mlflow_lipschitz.engine.ir.graph import GraphBuilder
+from mlflow_lipschitz.engine.ir.graph import GraphBuilder, Node
 from mlflow_lipschitz.engine.ir.ops import Add, Expand, LogSoftmax, Reshape, ScaleShift, Select, Transpose
 from mlflow_lipschitz.frontends.lowering_context import Call, Value, Variable
 from mlflow_lipschitz.frontends.lowering_normalization import centered
@@ -18,6 +18,7 @@ from mlflow_lipschitz.frontends.lowering_normalization import centered
 # Soft masks (−100, −10000) put scores this far below others. They must not enter the mean: the others would lie so far
 # above it that their exponentials overflow.
 SUPPRESSED = 30.0
+_COPYING = (Reshape, Transpose, Expand, Select)
 
 
 def softmax(call: Call, scores: Value, axis: int) -> Value:
@@ -89,21 +90,36 @@ def _differences(call: Call, x: Variable, kept: np.ndarray) -> Variable:
 
 def _constant_part(builder: GraphBuilder, index: int) -> np.ndarray:
     """The constant that the last operators before a node add to each of its entries, as far as it can be told apart."""
-    node = builder.node(index)
-    if isinstance(node.op, ScaleShift) and node.op.scale is None and node.op.shift is not None:
-        return np.asarray(node.op.shift + _constant_part(builder, node.inputs[0]))
-    if isinstance(node.op, Add):
-        return np.asarray(sum(_constant_part(builder, source) for source in node.inputs))
-    if not isinstance(node.op, Reshape | Transpose | Expand | Select):
+    parts: dict[int, np.ndarray] = {}
+    pending = [index]
+    while pending:  # chains are long, and a sum may read a sum twice
+        number = pending[-1]
+        node = builder.node(number)
+        adds = isinstance(node.op, ScaleShift) and node.op.scale is None
+        sources = node.inputs if adds or isinstance(node.op, (Add, *_COPYING)) else ()
+        missing = [source for source in sources if source not in parts]
+        pending.extend(missing)
+        if not missing:
+            parts[pending.pop()] = _added(node, [parts[source] for source in sources])
+    return parts[index]
+
+
+def _added(node: Node, parts: list[np.ndarray]) -> np.ndarray:
+    op = node.op
+    if not parts:
         return np.zeros(node.shape)
-    part = _constant_part(builder, node.inputs[0])
-    if isinstance(node.op, Reshape):
-        return part.reshape(node.op.shape)
-    if isinstance(node.op, Transpose):
-        return part.transpose(node.op.axes)
-    if isinstance(node.op, Expand):
-        return np.broadcast_to(part, node.op.shape)
-    return np.take(part, node.op.indices, axis=node.op.axis)
+    if isinstance(op, ScaleShift):
+        return np.asarray(parts[0] + (0.0 if op.shift is None else op.shift))
+    if isinstance(op, Add):
+        return np.asarray(sum(parts))
+    (part,) = parts
+    if isinstance(op, Reshape):
+        return part.reshape(op.shape)
+    if isinstance(op, Transpose):
+        return part.transpose(op.axes)
+    if isinstance(op, Select):
+        return np.take(part, op.indices, axis=op.axis)
+    return np.broadcast_to(part, node.shape)
 
 
 def _flattened(call: Call, x: Variable) -> tuple[Variable, int]:

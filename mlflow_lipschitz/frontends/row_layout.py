@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx
+import pandas as pd
 
-from mlflow_lipschitz.frontends.discrete_columns import model_columns, without_notes
+from mlflow_lipschitz.errors import InvalidData
+from mlflow_lipschitz.frontends.discrete_columns import Table, in_order, model_columns, without_notes
 from mlflow_lipschitz.row_categories import Layout
 
 
@@ -31,3 +34,32 @@ def row_layout(model: Any) -> Layout:
         found = fitted_columns(model)
         return Layout(found.names or (), found.categories, found.unread)
     return Layout()
+
+
+def real_points(table: Table, layout: Layout) -> np.ndarray:
+    """Rows of a model that computes with all its columns as points, float64: frames by name, 0 for what nothing reads.
+
+    Args:
+        table: (rows, *sample shape), or a frame.
+        layout: of the model; without names a frame is taken in its own order.
+
+    Raises:
+        InvalidData: a frame with other columns than the model's, or a cell that is no number; names the column or the row.
+    """
+    if layout.names and isinstance(table, pd.DataFrame):
+        table = in_order(table, layout.names)
+    if layout.unread:
+        frame = pd.DataFrame(table)
+        table = pd.DataFrame({i: 0.0 if i in layout.unread else frame.iloc[:, i] for i in range(frame.shape[1])})
+    try:
+        return np.asarray(table, dtype=np.float64)
+    except (TypeError, ValueError):
+        pass
+    cells = np.asarray(table, dtype=object)
+    for place in np.ndindex(cells.shape):
+        try:
+            float(cells[place])
+        except (TypeError, ValueError) as error:
+            name = f" {layout.names[place[-1]]!r}" if layout.names else f" {place[-1]}"
+            raise InvalidData(f"row {place[0]}, column{name}: {cells[place]!r} is not a number") from error
+    raise InvalidData("the rows are no table of numbers: all of them need the same shape")

@@ -60,7 +60,7 @@ class FittedColumns:
         """The example in the order of the fit, as the estimator takes it; 32 random rows when it is None.
 
         Raises:
-            UsageError: a frame without one of the columns.
+            UsageError: a frame without one of the columns, another number of columns, or cells that are no numbers.
         """
         if example is None:
             example = self._random()
@@ -69,8 +69,11 @@ class FittedColumns:
             if missing:
                 raise UsageError(f"the example has no column {missing[0]!r}, which the estimator was fitted with")
             example = example[list(self.names)]
+        shape = np.shape(example)
+        if len(shape) != 2 or shape[1] != self.count:
+            raise UsageError(f"the example has the shape {shape}; the estimator was fitted with {self.count} columns")
         if not self.categories and not self.unread:
-            example = np.asarray(example, dtype=float)
+            example = _numbers(example)
         return example if self.names is None else pd.DataFrame(example, columns=list(self.names))
 
     def feeds(self, table: pd.DataFrame | np.ndarray) -> dict[str, np.ndarray]:
@@ -93,6 +96,13 @@ class FittedColumns:
             chosen = random.integers(len(category.values), size=len(rows))
             mixed[category.position] = [category.values[i] for i in chosen]
         return mixed.to_numpy()
+
+
+def _numbers(example: Any) -> np.ndarray:
+    try:
+        return np.asarray(example, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"the example holds what the estimator cannot compute with: {error}") from error
 
 
 def fitted_columns(estimator: Any) -> FittedColumns:

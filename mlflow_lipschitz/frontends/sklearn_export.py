@@ -63,7 +63,8 @@ def sklearn_to_onnx(estimator: Any, example: Any = None) -> onnx.ModelProto:
     else:
         model = _cut_at_logits(estimator, _with_raw_scores(estimator, columns), columns, rows)
     if columns.categories:
-        about = {"names": columns.labels, "inputs": columns.inputs, "unread": columns.unread}
+        named = columns.names is not None
+        about = {"names": columns.labels, "inputs": columns.inputs, "unread": columns.unread, "by_name": named}
         model.metadata_props.add(key=COLUMNS_KEY, value=json.dumps(about))
     return model
 

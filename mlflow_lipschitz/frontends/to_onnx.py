@@ -44,11 +44,23 @@ def to_onnx(model: Any, example: Any = None) -> onnx.ModelProto:
     )
 
 
-def is_torch_module(model: Any) -> bool:
-    """Whether it is a torch.nn.Module; torch is not imported to find out."""
-    return any(
-        part.__module__ == "torch.nn.modules.module" and part.__name__ == "Module" for part in type(model).__mro__
-    )
+def loaded(model: Any) -> Any:
+    """The exported program where `model` is the path of a .pt2 file; anything else as it is.
+
+    Raises:
+        RegistryError: the installed torch cannot read the archive. UntrustedModel: loading it would run code from it.
+    """
+    if not isinstance(model, (str, os.PathLike)) or Path(model).suffix != ".pt2" or not Path(model).is_file():
+        return model
+    from mlflow_lipschitz.safe_loading.pt2 import load_pt2
+
+    return load_pt2(Path(model))
+
+
+def is_torch_model(model: Any) -> bool:
+    """Whether it is a torch.nn.Module or an ExportedProgram; torch is not imported to find out."""
+    known = {("torch.nn.modules.module", "Module"), ("torch.export.exported_program", "ExportedProgram")}
+    return any((part.__module__, part.__name__) in known for part in type(model).__mro__)
 
 
 def _from_path(path: Path, example: Any) -> onnx.ModelProto:
