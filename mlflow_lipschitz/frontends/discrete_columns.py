@@ -238,9 +238,8 @@ def _no_number(
     cells: np.ndarray, source: InputColumns, row_names: Sequence[str], takes: Callable[[Any], bool]
 ) -> InvalidData:
     place = next(place for place in np.ndindex(cells.shape) if not takes(cells[place]))
-    return InvalidData(
-        f"row {row_names[place[0]]}: {cells[place]!r} is no {source.dtype}, which input {source.name!r} takes"
-    )
+    cell = cells[place].item() if isinstance(cells[place], np.generic) else cells[place]
+    return InvalidData(f"row {row_names[place[0]]}: {cell!r} is no {source.dtype}, which input {source.name!r} takes")
 
 
 def stretched(feeds: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
