@@ -169,7 +169,9 @@ def test_the_exponent_of_a_derivative_is_rounded(exponent: float, z: float) -> N
 
 def test_a_whole_exponent_too_large_to_be_odd_or_even_has_no_derivative() -> None:
     with pytest.raises(UnsupportedOperator, match="no Clarke derivative"):
-        certify_monotonicity(curve_chain(("power", (1.0, 2.0**53 + 2))), [[-1.0]], Box([[-1.0]], [[-1.0]]), device="cpu")
+        certify_monotonicity(
+            curve_chain(("power", (1.0, 2.0**53 + 2))), [[-1.0]], Box([[-1.0]], [[-1.0]]), device="cpu"
+        )
 
 
 def test_a_coefficient_multiplies_what_a_power_lost() -> None:

@@ -12,7 +12,6 @@ from torch import Tensor
 from mlflow_lipschitz.engine.domains.axes import entries
 from mlflow_lipschitz.engine.domains.interval import Interval
 
-
 # A half is exact above the subnormal numbers; 2⁻¹⁰⁷⁴ is the last bit of those below.
 _HALVED, _LOST = 2.0**-1000, 2.0**-1070
 

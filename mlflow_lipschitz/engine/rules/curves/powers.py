@@ -9,7 +9,6 @@ from torch import Tensor
 
 from mlflow_lipschitz.engine.rules.curves.facts import UNDEFINED, CurveFacts, Name, Piece, constant, zero
 
-
 # From here on an exponent less one is rounded to the next even number: odd and even powers cannot be told apart.
 _WHOLE = 2.0**53
 
