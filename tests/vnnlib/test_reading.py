@@ -195,7 +195,11 @@ def test_a_compressed_file_is_the_same_property(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("no.vnnlib.gz", b"no gzip"), ("cut.vnnlib.gz", gzip.compress(b"x" * 99, mtime=0)[:-9]), ("b.vnnlib", b"\xff\xfe")],
+    [
+        ("no.vnnlib.gz", b"no gzip"),
+        ("cut.vnnlib.gz", gzip.compress(b"x" * 99, mtime=0)[:-9]),
+        ("b.vnnlib", b"\xff\xfe"),
+    ],
 )
 def test_a_file_that_cannot_be_read_is_a_usage_error(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
