@@ -54,7 +54,9 @@ def _rest(pieces: Pieces, limits: Tensor, form: InputForm, impossible: Tensor) -
     offset = form.offset[:, 0, :every].expand(count, -1).reshape(limits.shape)
     # −row · y ≤ coeffs · x + offset, so row · y ≤ limit needs coeffs · x ≥ −limit − offset.
     threshold = next_down(-limits - offset)
-    threshold = torch.where(threshold.isnan() | impossible[..., None], -torch.inf, threshold).reshape(-1, halves)
+    # An offset that overflowed, to either side, says nothing.
+    known = offset.isfinite() & limits.isfinite() & ~impossible[..., None]
+    threshold = torch.where(known, threshold, -torch.inf).reshape(-1, halves)
     lower, upper = (entries(end, 1).repeat_interleave(conjunctions, 0) for end in (pieces.lower, pieces.upper))
     spaces = HalfSpaces(coeffs, threshold)
     low, high, empty = shrunk(lower, upper, spaces)

@@ -15,6 +15,8 @@ from mlflow_lipschitz.certify.property_bounds import judge
 from mlflow_lipschitz.certify.property_numbers import PropertyNumbers
 from mlflow_lipschitz.engine.attack.descent import outputs_at
 from mlflow_lipschitz.engine.domains.region import Box
+from mlflow_lipschitz.engine.ir import ops
+from mlflow_lipschitz.engine.ir.graph import GraphBuilder
 from mlflow_lipschitz.engine.propagation.problem import Problem
 from mlflow_lipschitz.errors import InvalidRegion, PropertyError
 from mlflow_lipschitz.frontends.lowering import lower
@@ -210,3 +212,19 @@ def test_another_number_of_inputs_or_outputs_is_refused(tmp_path: Path) -> None:
 def test_without_time_nothing_is_decided(tmp_path: Path) -> None:
     found = answer(tmp_path, ABSOLUTE, property_text(*SQUARE, 1, "(>= Y_0 2.5)"), timeout=0.0)
     assert (found.status, found.pieces) == ("undecided", 0) and "within 0 seconds" in found.reason
+
+
+@pytest.mark.parametrize("first", [1.0, -1.0])
+def test_a_bound_that_overflowed_rules_nothing_out(first: float) -> None:
+    """Biases that cancel to 0 exactly, and overflow to either side on the way: y is 0 everywhere."""
+    builder = GraphBuilder()
+    hidden = ops.Linear(np.ones((64, 1)), np.full(64, 1.5e308))
+    x = builder.add(hidden, builder.add(ops.Input((1,))))
+    signs = first * np.repeat([1.0, -1.0], 32)[None]
+    graph = builder.build(builder.add(ops.Linear(signs), x))
+    unsafe = parse_property(property_text([-1], [1], 1, "(<= Y_0 1)", "(>= Y_0 -1)"))
+    numbers = PropertyNumbers.of(unsafe, graph.input_shape, np.float32, torch.device("cpu"))
+    with rigorous_arithmetic():
+        judged, _ = judge(Problem.of(graph, Box(numbers.lower, numbers.upper)), numbers, numbers.roots, 64)
+    assert not bool(judged.proved.any())
+    assert torch.equal(judged.rest.lower, numbers.roots.lower) and torch.equal(judged.rest.upper, numbers.roots.upper)
