@@ -153,11 +153,12 @@ class Engine(Section):
 
     budget_per_point_s: Positive | None = Field(
         default=5.0,
-        description="Seconds of search per row. Recorded; today every row gets one propagation pass without search.",
+        description="Seconds of search that a row's Lipschitz bound, and the signs of its monotone features, may each cost beyond"
+        " one pass, where a check judges them; null: none.",
     )
     target_gap: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.02,
-        description="Relative gap between the bounds at which the search on a row stops. Recorded; there is no search yet.",
+        description="Relative gap between the bounds at which the search on a row stops.",
     )
     precision: Literal["float64"] = Field(default="float64", description="Arithmetic the bounds are computed in.")
 

@@ -1,6 +1,7 @@
 """What a user asks of a model: local Lipschitz constants, monotonicity, certified radii."""
 
 from mlflow_lipschitz.certify.attention import SelfAttention, attention_lipschitz, normalized_radius
+from mlflow_lipschitz.certify.budget import Budget
 from mlflow_lipschitz.certify.lipschitz import LipschitzCertificate, certify_lipschitz
 from mlflow_lipschitz.certify.monotonicity import (
     MonotonicityCertificate,
@@ -11,6 +12,7 @@ from mlflow_lipschitz.certify.monotonicity import (
 from mlflow_lipschitz.certify.radius import RadiusCertificate, certified_radius
 
 __all__ = [
+    "Budget",
     "LipschitzCertificate",
     "MonotonicityCertificate",
     "RadiusCertificate",

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mlflow_lipschitz.certify.branching import Bracket, narrowed
+from mlflow_lipschitz.certify.budget import Budget, check_budget
 from mlflow_lipschitz.certify.execution import (
     default_chunk_size,
     halving,
@@ -20,6 +22,7 @@ from mlflow_lipschitz.certify.execution import (
 )
 from mlflow_lipschitz.certify.objectives import Outputs, cotangents
 from mlflow_lipschitz.engine.attack.ascent import ascend, enclose_at, sampled_hull
+from mlflow_lipschitz.engine.domains.interval import Interval
 from mlflow_lipschitz.engine.domains.region import Region
 from mlflow_lipschitz.engine.domains.rounding import next_down, next_up
 from mlflow_lipschitz.engine.ir.graph import Graph
@@ -47,6 +50,15 @@ class DualNorm:
             return value
         root = value.clamp(min=0).sqrt()
         return next_up(root) if up else next_down(root).clamp(min=0)
+
+    def unfinished(self, budget: Budget) -> Budget:
+        """The budget for what is maximised before `finish`: a square's gap and threshold are those of its root, squared."""
+        if self.curve != "square":
+            return budget
+        gap = budget.target_gap * (2 + budget.target_gap)
+        limit = budget.threshold
+        # A negative limit is never kept by a norm; any negative square says so.
+        return replace(budget, target_gap=gap, threshold=None if limit is None else limit * abs(limit))
 
 
 # perturbation norm → dual norm of the gradient
@@ -87,7 +99,7 @@ def certify_lipschitz(  # noqa: PLR0913 — the contract's signature
     outputs: Outputs = None,
     labels: Any = None,
     feature_scale: Any = None,
-    budget: Any = None,
+    budget: Budget | None = None,
     device: str = "auto",
     chunk_size: int | None = None,
 ) -> LipschitzCertificate:
@@ -100,17 +112,16 @@ def certify_lipschitz(  # noqa: PLR0913 — the contract's signature
         norm: of the perturbation, linf, l2 or l1; the gradient is measured in the dual norm l1, l2 or linf.
         outputs: None for all, an index, indices, or "margin" with `labels`.
         feature_scale: broadcasts to the input shape; the perturbation of feature i is measured in units of feature_scale[i].
-        budget: None, one propagation pass; branch and bound, which would spend a budget, is not part of this version.
+        budget: None, one propagation pass; else branch and bound follows (for norm="l1" it is one pass either way).
         chunk_size: linear forms in flight; bounds memory.
 
     Raises:
-        UsageError: unknown norm, output, label or device, or a budget. InvalidRegion: region and points do not fit.
+        UsageError: unknown norm, output, label or device; a budget that is none. InvalidRegion: region and points do not fit.
         UnsupportedOperator: the graph holds an op without a derivative rule.
     """
     if norm not in DUAL_NORMS:
         raise UsageError(f"norm={norm!r}: choose one of {', '.join(DUAL_NORMS)}")
-    if budget is not None:
-        raise UsageError("budget must be None: this version makes one propagation pass and does not branch")
+    check_budget(budget)
     place = resolve_device(device)
     count = check_points(graph, points, region)
     objectives, names = cotangents(math.prod(graph.output_shape), outputs, count, labels)
@@ -118,9 +129,10 @@ def certify_lipschitz(  # noqa: PLR0913 — the contract's signature
     problem = Problem.of(_norm_graph(graph, dual, feature_scale), region, objectives, place)
     size = chunk_size or default_chunk_size(place, graph)
     with rigorous_arithmetic():
-        upper, lower, seconds = halving(size, lambda chunk: _in_portions(problem, dual, count, chunk))
+        upper, lower, seconds = halving(size, lambda chunk: _in_portions(problem, dual, (count, budget), chunk))
     status = np.where(np.isfinite(upper), "certified", "undecided")
-    return LipschitzCertificate(upper, lower, status, names, norm, seconds)
+    method = METHOD if budget is None or dual.curve is None else f"{METHOD}, with branch and bound"
+    return LipschitzCertificate(upper, lower, status, names, norm, seconds, method)
 
 
 def check_points(graph: Graph, points: Any, region: Region) -> int:
@@ -140,7 +152,7 @@ def lipschitz_upper(
 ) -> Tensor:
     """(points, objectives) certified upper bounds in one portion, for (points, objectives, outputs) cotangents."""
     problem = Problem.of(_norm_graph(graph, dual, feature_scale), region, objectives, region.box.lower.device)
-    return _bound(problem, dual, chunk_size)
+    return dual.finish(_bound(problem, dual, chunk_size)[0], up=True)
 
 
 def _norm_graph(graph: Graph, dual: DualNorm, feature_scale: Any) -> Graph:
@@ -148,7 +160,10 @@ def _norm_graph(graph: Graph, dual: DualNorm, feature_scale: Any) -> Graph:
     return gradient if dual.curve is None else summed(gradient, dual.curve)
 
 
-def _in_portions(problem: Problem, dual: DualNorm, count: int, chunk_size: int) -> tuple[np.ndarray, ...]:
+def _in_portions(
+    problem: Problem, dual: DualNorm, asked: tuple[int, Budget | None], chunk_size: int
+) -> tuple[np.ndarray, ...]:
+    count, budget = asked
     upper = np.full((count, problem.objectives), np.inf)
     lower = np.zeros((count, problem.objectives))
     seconds = np.zeros(count)
@@ -159,32 +174,45 @@ def _in_portions(problem: Problem, dual: DualNorm, count: int, chunk_size: int) 
         for left, right in portions(problem.objectives, wide):
             assert part.cotangent is not None
             piece = replace(part, cotangent=part.cotangent[:, left:right])
-            high, low = _bound(piece, dual, chunk_size), _attained(piece, dual)
+            share = budget and replace(
+                budget, seconds_per_point=budget.seconds_per_point * (right - left) / problem.objectives
+            )
+            high, low = _bracket(piece, dual, share, chunk_size)
             upper[first:last, left:right], lower[first:last, left:right] = high.cpu(), low.cpu()
         seconds[first:last] = (time.perf_counter() - started) / (last - first)
     return upper, lower, seconds
 
 
-def _bound(problem: Problem, dual: DualNorm, chunk_size: int) -> Tensor:
-    """(points, objectives) certified upper bounds."""
+def _bracket(problem: Problem, dual: DualNorm, budget: Budget | None, chunk_size: int) -> tuple[Tensor, Tensor]:
+    """(points, objectives) upper bounds, and values reached in the region, rounded down."""
+    upper, ranges = _bound(problem, dual, chunk_size)
+    if dual.curve is None:
+        return dual.finish(upper, up=True), _largest_sampled(problem)
+    at = ascend(problem)
+    bracket = Bracket(upper, enclose_at(problem, at[None]).lower[0, ..., 0], at)
+    if budget is not None:
+        bracket = narrowed(problem, ranges, bracket, dual.unfinished(budget), chunk_size)
+    low = dual.finish(bracket.lower, up=False)
+    return dual.finish(bracket.upper, up=True), torch.where(low.isfinite(), low.clamp(min=0), 0.0)
+
+
+def _bound(problem: Problem, dual: DualNorm, chunk_size: int) -> tuple[Tensor, list[Interval]]:
+    """(points, objectives) certified upper bounds, before the dual norm is finished, and every node's range."""
     refinement = Refinement(chunk_size)
     bounds = bound_nodes(problem, refinement)
+    ranges = [node.interval for node in bounds]
     points = problem.region.points
     if dual.curve is None:
         worst = refine_node(problem, bounds, problem.graph.output, refinement).magnitude.amax(-1)
-        return worst.expand(points, problem.objectives)
+        return worst.expand(points, problem.objectives), ranges
     one = torch.ones((1, 1, 1, 1), dtype=torch.float64, device=problem.device)
     linear = optimized_upper_bounds(problem, bounds, problem.graph.output, one, steps=_SLOPE_STEPS)[..., 0]
     interval = bounds[problem.graph.output].interval.upper[..., 0]
-    return dual.finish(torch.minimum(linear, interval), up=True).expand(points, problem.objectives)
+    return torch.minimum(linear, interval).expand(points, problem.objectives), ranges
 
 
-def _attained(problem: Problem, dual: DualNorm) -> Tensor:
-    """(points, objectives) values reached in the region, rounded down."""
-    if dual.curve is None:
-        attained = sampled_hull(problem)
-        largest = torch.maximum(attained.upper, -attained.lower).amax(-1)
-        return torch.where(largest.isfinite(), largest.clamp(min=0), 0.0)
-    found = enclose_at(problem, ascend(problem)[None]).lower[0, ..., 0]
-    low = dual.finish(found, up=False)
-    return torch.where(low.isfinite(), low.clamp(min=0), 0.0)
+def _largest_sampled(problem: Problem) -> Tensor:
+    """(points, objectives) largest |entry| of the gradient at some sampled points, rounded down."""
+    attained = sampled_hull(problem)
+    largest = torch.maximum(attained.upper, -attained.lower).amax(-1)
+    return torch.where(largest.isfinite(), largest.clamp(min=0), 0.0)

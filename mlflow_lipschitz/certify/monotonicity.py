@@ -7,12 +7,15 @@ The region says which features move: with a box in which only feature i has an e
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from mlflow_lipschitz.certify.budget import Budget, check_budget
 from mlflow_lipschitz.certify.execution import (
     default_chunk_size,
     halving,
@@ -22,7 +25,9 @@ from mlflow_lipschitz.certify.execution import (
 )
 from mlflow_lipschitz.certify.lipschitz import check_points
 from mlflow_lipschitz.certify.objectives import cotangents
+from mlflow_lipschitz.certify.signs import Slopes, decided, sought
 from mlflow_lipschitz.engine.attack.ascent import ascend, enclose_at, sampled_hull
+from mlflow_lipschitz.engine.domains.interval import Interval
 from mlflow_lipschitz.engine.domains.region import Region
 from mlflow_lipschitz.engine.ir.graph import Graph
 from mlflow_lipschitz.engine.propagation.pre_activation import Refinement, bound_nodes, refine_node
@@ -69,35 +74,45 @@ class Violation:
     derivative: np.ndarray
 
 
-def certify_monotonicity(
+def certify_monotonicity(  # noqa: PLR0913 — the contract's signature
     graph: Graph,
     points: Any,
     region: Region,
     *,
     output: int = 0,
+    features: Sequence[int] | None = None,
+    budget: Budget | None = None,
     device: str = "auto",
     chunk_size: int | None = None,
 ) -> MonotonicityCertificate:
     """Bound every partial derivative of one output over the region of every point.
+
+    Where at most three features move, regions in which a sign stays open are cut into pieces: a derivative that keeps its distance
+    from zero is certified in the end.
 
     Args:
         graph: the model.
         points: (points, *input shape); the region's points.
         region: where the input ranges.
         output: index of the output.
+        features: flat indices of the features whose signs a search is about; None for those that move.
+        budget: None, one propagation pass, and some pieces where few features move; else branch and bound until each sign is
+            certified or disproved (its threshold and gap are not used).
         chunk_size: linear forms in flight; bounds memory.
 
     Raises:
-        UsageError: no such output or device. InvalidRegion: region and points do not fit.
+        UsageError: no such output, feature or device; a budget that is none. InvalidRegion: region and points do not fit.
         UnsupportedOperator: the graph holds an op without a derivative rule.
     """
+    check_budget(budget)
     place = resolve_device(device)
     count = check_points(graph, points, region)
     objective, _ = cotangents(math.prod(graph.output_shape), output, count)
     problem = Problem.of(gradient_graph(graph), region, objective, place)
     size = chunk_size or default_chunk_size(place, graph)
+    wanted = _wanted(features, math.prod(graph.input_shape), place)
     with rigorous_arithmetic():
-        ends = halving(size, lambda chunk: _in_portions(problem, count, chunk))
+        ends = halving(size, lambda chunk: _in_portions(problem, count, (wanted, budget), chunk))
     lower, upper, attained_lower, attained_upper = (end.reshape(count, *graph.input_shape) for end in ends)
     sign = np.where(lower >= 0, 1, np.where(upper <= 0, -1, 0))
     return MonotonicityCertificate(sign, lower, upper, attained_lower, attained_upper, output)
@@ -128,14 +143,25 @@ def find_violation(
     with rigorous_arithmetic():
         for first, last in portions(count, _SEARCHED_TOGETHER):
             part = problem.with_rows(first, last)
-            x = ascend(part, rounds=12)
-            slopes.append(enclose_at(part, x[None]).lower[0, :, 0, 0].numpy())
-            points_found.append(x[:, 0].numpy())
+            x = sought(part, ascend(part, rounds=12)[:, 0])
+            slopes.append(enclose_at(part, x[None, :, None]).lower[0, :, 0, 0].numpy())
+            points_found.append(x.numpy())
     slope = np.concatenate(slopes)
     return Violation(slope > 0, np.concatenate(points_found), np.where(slope > 0, -sign * slope, 0.0))
 
 
-def _in_portions(problem: Problem, count: int, chunk_size: int) -> tuple[np.ndarray, ...]:
+def _wanted(features: Sequence[int] | None, size: int, device: torch.device) -> Tensor:
+    mask = torch.full((size,), features is None, device=device)
+    for feature in features or ():
+        if not 0 <= feature < size:
+            raise UsageError(f"feature {feature} is not an index of an input of {size} entries")
+        mask[feature] = True
+    return mask
+
+
+def _in_portions(
+    problem: Problem, count: int, asked: tuple[Tensor, Budget | None], chunk_size: int
+) -> tuple[np.ndarray, ...]:
     size = problem.graph.output_shape[0]
     ends = np.stack([np.full((count, size), -np.inf), np.full((count, size), np.inf)] * 2)
     refinement = Refinement(chunk_size)
@@ -143,7 +169,14 @@ def _in_portions(problem: Problem, count: int, chunk_size: int) -> tuple[np.ndar
         part = problem.with_rows(first, last)
         bounds = bound_nodes(part, refinement)
         certified = refine_node(part, bounds, part.graph.output, refinement)
-        attained = sampled_hull(part)
-        rows = (certified.lower, certified.upper, attained.lower, attained.upper)
-        ends[:, first:last] = torch.stack([row[:, 0].expand(last - first, size) for row in rows]).cpu().numpy()
+        known = Slopes(*(_spread(x, part) for x in (certified, sampled_hull(part))))
+        known = decided(part, [node.interval for node in bounds], known, asked, chunk_size)
+        rows = (known.certified.lower, known.certified.upper, known.attained.lower, known.attained.upper)
+        ends[:, first:last] = torch.stack(rows).cpu().numpy()
     return tuple(ends)
+
+
+def _spread(x: Interval, problem: Problem) -> Interval:
+    """(points, entries)"""
+    count = problem.region.points
+    return Interval(*(end[:, 0].expand(count, -1).clone() for end in (x.lower, x.upper)))

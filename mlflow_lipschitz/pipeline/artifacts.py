@@ -63,7 +63,7 @@ def facts(
         "judged output": str(policy.model.output),
         "columns": rows.order,
         **({"looked up": _looked_up(rows)} if rows.looked_up else {}),
-        "effort": "one propagation pass; no budget used, whatever engine.budget_per_point_s and target_gap say",
+        "effort": _effort(question),
         "method": f"{method}; sound, incomplete: a bound may be larger than the truth, never smaller",
         "arithmetic": ARITHMETIC,
         "graph": f"sha256 {graph_hash}",
@@ -72,6 +72,21 @@ def facts(
         "policy": policy.reference,
         "versions": ", ".join(f"{name} {_version(name)}" for name in ("mlflow-lipschitz", "torch", "onnx", "mlflow")),
     }
+
+
+def _effort(question: Question) -> str:
+    bound, signs = question.budget, question.sign_budget
+    if bound is None and signs is None:
+        return "one propagation pass; no check asks for a search, or engine.budget_per_point_s is null"
+    told = ["one propagation pass, then branch and bound"]
+    if bound is not None:
+        until = f"the bounds are within {bound.target_gap:g} of each other"
+        if bound.threshold is not None:
+            until += f", or it is known on which side of {bound.threshold:g} the constant lies"
+        told.append(f"up to {bound.seconds_per_point:g} s a row for the Lipschitz constant, until {until}")
+    if signs is not None:
+        told.append(f"up to {signs.seconds_per_point:g} s a row for the signs that checks name")
+    return "; ".join(told)
 
 
 def _looked_up(rows: AuditedRows) -> str:

@@ -90,7 +90,7 @@ def gap_of(arrays: Arrays) -> np.ndarray:
 def _measure_chunk(graph: Graph, rows: AuditedRows, question: Question, device: str) -> Arrays:
     started = time.perf_counter()
     points, region = rows.points, question.region(rows.points)
-    objective: dict[str, Any] = {"outputs": question.output}
+    objective: dict[str, Any] = {"outputs": question.output, "budget": question.budget}
     if question.output == "margin":
         objective["labels"] = _decisions(graph, points)
     bound = certify_lipschitz(
@@ -126,7 +126,10 @@ def _derivatives(graph: Graph, points: np.ndarray, region: Any, question: Questi
             "slope_max": -unknown,
             "sign": sign,
         }
-    found = certify_monotonicity(graph, points, region, output=question.output, device=device)
+    features = sorted({asked.feature for asked in question.monotone})
+    found = certify_monotonicity(
+        graph, points, region, output=question.output, features=features, budget=question.sign_budget, device=device
+    )
     return {
         "derivative_lower": found.lower,
         "derivative_upper": found.upper,

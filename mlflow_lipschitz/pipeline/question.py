@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from mlflow_lipschitz.certify.budget import Budget
 from mlflow_lipschitz.engine.domains.region import Box, LpBall
 from mlflow_lipschitz.errors import InvalidData, PolicyError, PolicyIssue
 
@@ -47,6 +48,8 @@ class Question:
         columns: indices of the features with columns of their own in the bounds table.
         monotone: the monotonicity checks.
         lipschitz_limit: the smallest `max` of the Lipschitz checks, None without; above it a row is violated.
+        budget: what a row's Lipschitz bound may cost beyond one pass; None where no check judges it, or the policy gives no time.
+        sign_budget: likewise for the signs that monotone checks ask for.
         max_radius: how far, in units, a certified radius is looked for; None when no decision is judged. The decision is the
             largest output, or the sign of a single one.
     """
@@ -60,6 +63,8 @@ class Question:
     monotone: tuple[MonotoneQuestion, ...]
     lipschitz_limit: float | None
     max_radius: float | None
+    budget: Budget | None = None
+    sign_budget: Budget | None = None
 
     @property
     def radius(self) -> np.ndarray:
@@ -105,7 +110,26 @@ def question_of(policy: AuditPolicy, rows: AuditedRows, output_names: Sequence[s
         ),
         lipschitz_limit=min((c.max for c in policy.checks if c.type == "lipschitz_at_most"), default=None),
         max_radius=max([size, *radii]) * _LARGER_RADIUS if output == "margin" or radii else None,
+        budget=_budget(policy),
+        sign_budget=_sign_budget(policy),
     )
+
+
+def _budget(policy: AuditPolicy) -> Budget | None:
+    """Work on a bound ends where the one limit is decided; a comparison with the baseline asks for the number itself."""
+    limits = [c.max for c in policy.checks if c.type == "lipschitz_at_most"]
+    compared = any(c.type == "no_regression" and c.metric.startswith("lipschitz") for c in policy.checks)
+    seconds = policy.engine.budget_per_point_s
+    if seconds is None or not (limits or compared):
+        return None
+    limit = limits[0] if len(limits) == 1 and not compared else None
+    return Budget(seconds, policy.engine.target_gap, limit)
+
+
+def _sign_budget(policy: AuditPolicy) -> Budget | None:
+    seconds = policy.engine.budget_per_point_s
+    asked = any(c.type == "monotone" for c in policy.checks)
+    return None if seconds is None or not asked else Budget(seconds)
 
 
 def _unit(policy: AuditPolicy, rows: AuditedRows) -> tuple[np.ndarray, float]:

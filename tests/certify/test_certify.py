@@ -188,7 +188,6 @@ def test_a_violation_is_found_and_lies_in_the_region() -> None:
         ({"outputs": "margin", "labels": [0, 3]}, "row 1: label 3"),
         ({"outputs": "margin", "labels": [0, 0.5]}, "class indices"),
         ({"device": "tpu"}, "unknown device"),
-        ({"budget": 5.0}, "does not branch"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(arguments: dict[str, object], message: str) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from mlflow_lipschitz.certify import certified_radius, certify_lipschitz, certify_monotonicity, find_violation
 from mlflow_lipschitz.engine.domains.region import Box
+from mlflow_lipschitz.engine.domains.rounding import next_down, next_up
 from mlflow_lipschitz.engine.ir import ops
 from mlflow_lipschitz.engine.ir.graph import Graph, GraphBuilder
 from mlflow_lipschitz.engine.propagation.interpreter import evaluate
@@ -106,3 +107,11 @@ CALLS: dict[str, Callable[[Graph, list[list[float]], Box], Any]] = {
 def test_a_slope_that_does_not_exist_is_refused_with_a_way_out(asked: str) -> None:
     with pytest.raises(UnsupportedOperator, match=r"'q'.*no Lipschitz constant.*certify a radius"):
         CALLS[asked](rounded(0.5), [[1.0]], Box([[0.0]], [[2.0]]))
+
+
+def test_a_neighbor_moves_with_its_number() -> None:
+    values = torch.tensor([0.0, -1.5, 1e308, 5e-324], dtype=torch.float64, requires_grad=True)
+    for neighbor in (next_up(values), next_down(values)):
+        assert torch.equal(torch.autograd.grad(neighbor.sum(), values)[0], torch.ones(4, dtype=torch.float64))
+    with torch.no_grad():
+        assert bool((next_up(values) > values).all()) and bool((next_down(values) < values).all())

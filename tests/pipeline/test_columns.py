@@ -70,7 +70,7 @@ def test_without_a_signature_the_names_of_the_fit_decide(make: Any, order: list[
     result = audited(make(), tmp_path, None, people()[order])
     assert result.verdict.status == "passed"
     assert "fitted" in result.content.facts["columns"]
-    assert "no budget used" in result.content.facts["effort"]
+    assert "propagation pass" in result.content.facts["effort"]
 
 
 def test_a_signature_in_another_order_is_served_by_name(tmp_path: Path) -> None:

@@ -75,6 +75,14 @@ class Box:
         """The region of some of the points."""
         return _box(self.lower[start:stop], self.upper[start:stop])
 
+    def select(self, index: Tensor) -> Box:
+        """The regions of the points with these numbers, which may repeat."""
+        return _box(self.lower[index], self.upper[index])
+
+    def cut(self, lower: Tensor, upper: Tensor) -> Box:
+        """The part of every region between two (points, *input shape) tensors, which must not be empty."""
+        return _box(torch.maximum(self.lower, lower), torch.minimum(self.upper, upper))
+
     def support(self, coeffs: Tensor) -> Tensor:
         """Upper bound of max over the region of coeffs · x.
 
@@ -128,6 +136,14 @@ class LpBall:
     def rows(self, start: int, stop: int) -> LpBall:
         """The region of some of the points."""
         return self._with(self.center[start:stop], self.radius[start:stop], self.box.rows(start, stop))
+
+    def select(self, index: Tensor) -> LpBall:
+        """The regions of the points with these numbers, which may repeat."""
+        return self._with(self.center[index], self.radius[index], self.box.select(index))
+
+    def cut(self, lower: Tensor, upper: Tensor) -> LpBall:
+        """The part of every region between two (points, *input shape) tensors, which must not be empty."""
+        return self._with(self.center, self.radius, self.box.cut(lower, upper))
 
     def support(self, coeffs: Tensor) -> Tensor:
         """As `Box.support`: the smaller of the ball's dual-norm value and the box's."""

@@ -6,6 +6,8 @@ For a sum of n products, in any order, with or without FMA: |fl(Σ wᵢxᵢ) −
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -56,12 +58,30 @@ def underflow_guard(smallest_weight: Tensor, *values: Tensor) -> Tensor:
 
 def next_up(value: Tensor) -> Tensor:
     """The next float64 above; +inf stays."""
-    return torch.nextafter(value, torch.full_like(value, torch.inf))
+    return _next(value, torch.inf)
 
 
 def next_down(value: Tensor) -> Tensor:
     """The next float64 below; -inf stays."""
-    return torch.nextafter(value, torch.full_like(value, -torch.inf))
+    return _next(value, -torch.inf)
+
+
+def _next(value: Tensor, towards: float) -> Tensor:
+    if value.requires_grad and torch.is_grad_enabled():
+        return _Neighbor.apply(value, towards)
+    return torch.nextafter(value, torch.full_like(value, towards))
+
+
+class _Neighbor(torch.autograd.Function):
+    """Neighbors move with their number: older versions of PyTorch know no derivative here."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, towards: float) -> Tensor:
+        return torch.nextafter(value, torch.full_like(value, towards))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Any, None]:
+        return gradients[0], None
 
 
 def product_bounds(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ what they miss, |ΔA| ≤ γ |A||W|, is charged against the known magnitude of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -68,10 +68,20 @@ def concretize(problem: Problem, form: InputForm) -> Tensor:
     return torch.where(bound.isfinite(), bound, torch.inf)
 
 
-def upper_form(problem: Problem, bounds: Sequence[NodeBounds], target: int, coeffs: Tensor) -> InputForm:
-    """As `upper_bounds`, before the input is maximised over the region."""
+def upper_form(
+    problem: Problem,
+    bounds: Sequence[NodeBounds],
+    target: int,
+    coeffs: Tensor,
+    more: Mapping[int, Tensor] | None = None,
+) -> InputForm:
+    """As `upper_bounds`, before the input is maximised over the region.
+
+    `more` holds coefficients on further nodes before the target, to which the form adds up.
+    """
     nodes = problem.graph.nodes
-    pending: dict[int, _Form] = {target: _Form(coeffs, None)}
+    pending: dict[int, _Form] = {index: _Form(added, None) for index, added in (more or {}).items()}
+    pending[target] = _Form(coeffs, None)
     on_input: Tensor | None = None
     total: Tensor = torch.zeros(coeffs.shape[:3], dtype=torch.float64, device=coeffs.device)
     error: Tensor | float = 0.0

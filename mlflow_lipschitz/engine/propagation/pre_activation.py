@@ -6,8 +6,7 @@ The rows are gathered per point and padded to the batch's widest; finding that w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,12 +36,21 @@ class Refinement:
     chunk_size: int
 
 
-def bound_nodes(problem: Problem, refinement: Refinement | None) -> list[NodeBounds]:
-    """Bounds of every node of the graph, in order. Without a refinement: plain interval propagation."""
+def bound_nodes(
+    problem: Problem,
+    refinement: Refinement | None,
+    known: Mapping[int, Interval] | None = None,
+    watched: Mapping[int, Tensor] | None = None,
+) -> list[NodeBounds]:
+    """Bounds of every node of the graph, in order. Without a refinement: plain interval propagation.
+
+    `known` are ranges that hold already; an interval that comes out empty says that the region is. `watched` are masks over nodes'
+    entries to refine although no relaxation depends on them.
+    """
     graph = problem.graph
     linked = _linked(graph)
     bounds: list[NodeBounds] = []
-    sweep = None if refinement is None else _Sweep(problem, refinement, bounds, _exact_by_intervals(problem))
+    sweep = None if refinement is None else _Sweep(problem, refinement, bounds, watched or {})
     for index, node in enumerate(graph.nodes):
         if isinstance(node.op, SOURCES):
             bounds.append(NodeBounds(problem.given(node.op)))
@@ -51,8 +59,32 @@ def bound_nodes(problem: Problem, refinement: Refinement | None) -> list[NodeBou
                 for position in rule_for(node.op, node.name).operands(node.op, len(node.inputs)):
                     sweep.refine_operand(index, position)
             bounds.append(_bound_node(problem, bounds, index, passes=sweep is not None and index in linked))
+        if known is not None and index in known:
+            bounds[index] = bounds[index].with_interval(bounds[index].interval.intersect(known[index]))
         if sweep is not None:
             sweep.carry_forward(index, tighten=index in linked)
+    return bounds
+
+
+def inherited_bounds(
+    problem: Problem, known: Mapping[int, Interval], stop: int | None = None, *, coupled: bool = False
+) -> list[NodeBounds]:
+    """Bounds of every node from ranges that hold already and what intervals make of them, with relaxations over both.
+
+    Of the nodes after `stop` there are none. With `coupled`, also the factors that products usually replace by their range have
+    relaxations.
+    """
+    linked = _linked(problem.graph)
+    bounds: list[NodeBounds] = []
+    for index, node in enumerate(problem.graph.nodes):
+        if stop is not None and index > stop:
+            break
+        if isinstance(node.op, SOURCES):
+            bounds.append(NodeBounds(problem.given(node.op)))
+        else:
+            bounds.append(_bound_node(problem, bounds, index, passes=coupled or index in linked))
+        if index in known:
+            bounds[index] = bounds[index].with_interval(bounds[index].interval.intersect(known[index]))
     return bounds
 
 
@@ -64,12 +96,13 @@ def refine_node(problem: Problem, bounds: list[NodeBounds], target: int, refinem
 
 
 class _Sweep:
-    """One pass over the graph: `bounds` so far, tightened in place; `settled` need no refinement."""
+    """One pass over the graph: `bounds` so far, tightened in place."""
 
     def __init__(
-        self, problem: Problem, refinement: Refinement, bounds: list[NodeBounds], settled: AbstractSet[int]
+        self, problem: Problem, refinement: Refinement, bounds: list[NodeBounds], watched: Mapping[int, Tensor]
     ) -> None:
-        self._problem, self._refinement, self._bounds, self._settled = problem, refinement, bounds, settled
+        self._problem, self._refinement, self._bounds, self._watched = problem, refinement, bounds, watched
+        self._settled = settled = _exact_by_intervals(problem)
         self._done: dict[int, Tensor] = {}
         self._plan = plan_of(problem.graph, settled)
         self._forward = ForwardSweep(problem) if self._plan.forward else None
@@ -106,18 +139,18 @@ class _Sweep:
         if mask is None:
             return
         for index in copies:
-            mask = self._before_copying(index, mask)
+            mask = self._before_copying(index, mask | self._watched[index] if index in self._watched else mask)
         if smooth and self._forward is not None:
             if (
                 bounds[origin].relaxation is not None
             ):  # what is loose there is its own enclosure: no pass would change it
                 return
             mask = mask & self._forward.is_loose(origin, bounds[origin].interval)
-        self._refine(origin, mask)
+        self._refine(origin, mask | self._watched[origin] if origin in self._watched else mask)
         for index in reversed(copies):
             inputs = [bounds[i].interval for i in nodes[index].inputs]
             interval = rule_for(nodes[index].op).interval(nodes[index].op, self._problem.weights[index], *inputs)
-            bounds[index] = bounds[index].with_interval(interval)
+            bounds[index] = bounds[index].with_interval(interval.intersect(bounds[index].interval))
             if self._forward is not None:
                 self._forward.advance(index, *inputs)
 

@@ -53,6 +53,13 @@ class Problem:
             cotangent = cotangent[start:stop]
         return replace(self, region=self.region.rows(start, stop), cotangent=cotangent)
 
+    def select(self, points: Tensor, objectives: Tensor) -> Problem:
+        """One point with one objective for every pair of indices."""
+        cotangent = self.cotangent
+        if cotangent is not None:
+            cotangent = cotangent[points if cotangent.shape[0] > 1 else torch.zeros_like(points), objectives][:, None]
+        return replace(self, region=self.region.select(points), cotangent=cotangent)
+
     def with_region(self, region: Region) -> Problem:
         return replace(self, region=region)
 

@@ -1,43 +1,51 @@
-"""Optimised relaxations of one objective: projected sign gradient steps over the free slopes, each half as long.
+"""Optimised relaxations of one objective: gradient steps over the free slopes.
 
-Every slope in [0, 1] is sound, so every iterate is a bound and the smallest one is kept (α-CROWN, Xu et al., ICLR 2021, for the
+Every weight in [0, 1] is sound, so every iterate is a bound and the smallest one is kept (α-CROWN, Xu et al., ICLR 2021, for the
 free parameters of McCormick planes).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from mlflow_lipschitz.engine.ir import ops
 from mlflow_lipschitz.engine.ir.graph import Graph
 from mlflow_lipschitz.engine.propagation.backward import upper_bounds
 from mlflow_lipschitz.engine.propagation.node_bounds import NodeBounds
 from mlflow_lipschitz.engine.propagation.problem import Problem
 from mlflow_lipschitz.engine.rules.registry import SOURCES, rule_for
+from mlflow_lipschitz.engine.rules.relaxation import Family
 
 # From the middle, the first step already reaches the end its gradient points to; optima of such planes mostly sit there.
 _START, _RATE = 0.5, 0.5
 
-Slopes = dict[int, tuple[Tensor, Tensor]]
+Families = dict[int, Family]
+Weights = Mapping[int, tuple[Tensor, Tensor]]
 
 
 def optimized_upper_bounds(
     problem: Problem, bounds: Sequence[NodeBounds], target: int, coeffs: Tensor, *, steps: int
 ) -> Tensor:
-    """As `upper_bounds`, the best of `steps` settings of the free slopes; one pass when nothing is free."""
-    slopes = _free_slopes(problem.graph, bounds)
-    if not slopes or steps == 0:
+    """As `upper_bounds`, the best of `steps` settings of the planes around products; one pass when there are none.
+
+    Signed steps, each half as long as the one before.
+    """
+    families = families_of(problem.graph, bounds, only=ops.Multiply)
+    if not families or steps == 0:
         return upper_bounds(problem, bounds, target, coeffs)
     best: Tensor | None = None
-    leaves = [torch.full_like(tensor, _START).requires_grad_() for pair in slopes.values() for tensor in pair]
-    chosen = dict(zip(slopes, zip(leaves[::2], leaves[1::2], strict=True), strict=True))
+    leaves = [
+        torch.full_like(weight, _START).requires_grad_() for family in families.values() for weight in family.start
+    ]
+    chosen = dict(zip(families, zip(leaves[::2], leaves[1::2], strict=True), strict=True))
     for step in range(steps):
         last = step == steps - 1
         with torch.set_grad_enabled(not last):
-            bound = upper_bounds(problem, _with_slopes(problem.graph, bounds, chosen), target, coeffs)
+            bound = upper_bounds(problem, relaxed(problem.graph, bounds, families, chosen), target, coeffs)
         best = bound.detach() if best is None else torch.minimum(best, bound.detach())
         if last or not bound.requires_grad:  # a target that no free slope reaches has nothing to gain
             break
@@ -47,31 +55,37 @@ def optimized_upper_bounds(
     return best
 
 
+def families_of(
+    graph: Graph, bounds: Sequence[NodeBounds], only: type[ops.Op] = ops.Op, *, coupled: bool = False
+) -> Families:
+    """The relaxations to choose from, per node that linear forms pass through.
+
+    With `coupled`, planes around products with a derivative that jumps may follow the derivative too, instead of its range alone.
+    """
+    families: Families = {}
+    for index, node in enumerate(graph.nodes[: len(bounds)]):
+        if isinstance(node.op, SOURCES) or bounds[index].relaxation is None or not isinstance(node.op, only):
+            continue
+        op = ops.Multiply() if coupled and isinstance(node.op, ops.Multiply) else node.op
+        family = rule_for(op).family(op, *(bounds[i].interval for i in node.inputs))
+        if family is not None:
+            families[index] = family
+    return families
+
+
+def relaxed(graph: Graph, bounds: Sequence[NodeBounds], families: Families, weights: Weights) -> list[NodeBounds]:
+    """The bounds with the relaxations that the weights pick."""
+    changed = list(bounds)
+    for index, pair in weights.items():
+        relaxation = families[index].at(pair)
+        inputs = [bounds[i].interval for i in graph.nodes[index].inputs]
+        changed[index] = replace(bounds[index], relaxation=relaxation, magnitude=relaxation.magnitude(*inputs).detach())
+    return changed
+
+
 def _improve(leaves: list[Tensor], rate: float) -> None:
     with torch.no_grad():
         for leaf in leaves:
             if leaf.grad is not None:  # a slope the target does not depend on has none
                 leaf.sub_(rate * leaf.grad.nan_to_num_(0.0, 0.0, 0.0).sign()).clamp_(0.0, 1.0)
                 leaf.grad = None
-
-
-def _free_slopes(graph: Graph, bounds: Sequence[NodeBounds]) -> Slopes:
-    slopes: Slopes = {}
-    for index, node in enumerate(graph.nodes):
-        if isinstance(node.op, SOURCES) or bounds[index].relaxation is None:
-            continue
-        free = rule_for(node.op).free_slopes(node.op, *(bounds[i].interval for i in node.inputs))
-        if free is not None:
-            slopes[index] = free
-    return slopes
-
-
-def _with_slopes(graph: Graph, bounds: Sequence[NodeBounds], slopes: Slopes) -> list[NodeBounds]:
-    changed = list(bounds)
-    for index, pair in slopes.items():
-        node = graph.nodes[index]
-        inputs = [bounds[i].interval for i in node.inputs]
-        relaxation = rule_for(node.op).relaxation(node.op, *inputs, slopes=pair)
-        assert relaxation is not None
-        changed[index] = replace(bounds[index], relaxation=relaxation, magnitude=relaxation.magnitude(*inputs).detach())
-    return changed

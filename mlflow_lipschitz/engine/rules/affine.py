@@ -31,10 +31,10 @@ class AffineOp:
     def imprecise(self, op: Op, position: int, *inputs: Interval) -> None:
         return None
 
-    def free_slopes(self, op: Op, *inputs: Interval) -> None:
+    def family(self, op: Op, *inputs: Interval) -> None:
         return None
 
-    def relaxation(self, op: Op, *inputs: Interval, slopes: tuple[Tensor, Tensor] | None = None) -> None:
+    def relaxation(self, op: Op, *inputs: Interval) -> None:
         return None
 
     def is_smooth(self, op: Op) -> bool:

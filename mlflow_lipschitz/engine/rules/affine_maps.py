@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from mlflow_lipschitz.engine.ir import ops
 from mlflow_lipschitz.engine.ir.graph import Shape
 from mlflow_lipschitz.engine.ir.ops import Op
+from mlflow_lipschitz.engine.rules.convolution import convolve, convolve_transposed
 
 
 @dataclass(frozen=True)
@@ -63,22 +64,18 @@ def _lead(x: Tensor, rank: int) -> tuple[int, ...]:
     return tuple(x.shape[: x.dim() - rank])
 
 
-_CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_CONVOLVE_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-
-
 def _conv(op: ops.Conv, weight: Tensor, x: Tensor, shape: Shape) -> Tensor:
     padded = F.pad(x, [p for pair in reversed(op.padding) for p in pair])
     sample = 1 + op.spatial_axes
     flat = padded.reshape(-1, *padded.shape[-sample:])
-    y = _CONVOLVE[op.spatial_axes](flat, weight, None, op.stride, 0, op.dilation, op.groups)
+    y = convolve(op, weight, flat)
     return y.reshape(*x.shape[:-sample], *y.shape[1:])
 
 
 def _conv_transpose(op: ops.Conv, weight: Tensor, y: Tensor, shape: Shape) -> Tensor:
     sample = 1 + op.spatial_axes
     flat = y.reshape(-1, *y.shape[-sample:])
-    x = _CONVOLVE_TRANSPOSED[op.spatial_axes](flat, weight, None, op.stride, 0, 0, op.groups, op.dilation)
+    x = convolve_transposed(op, weight, flat)
     # What the strided kernel never reached comes back as zeros; the padding is cut off.
     for axis, (n, (before, after)) in enumerate(zip(shape[-op.spatial_axes :], op.padding, strict=True), start=2):
         missing = n + before + after - x.shape[axis]

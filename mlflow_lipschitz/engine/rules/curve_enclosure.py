@@ -39,16 +39,16 @@ def curve_interval(facts: CurveFacts, z: Interval) -> Interval:
         high = torch.where(_reaches(z, facts.period, facts.period.top), facts.range[1], high)
     known = Interval.enclosing(low, high)
     low, high = known.lower.clamp(min=facts.range[0]), known.upper.clamp(max=facts.range[1])
-    return _where_defined(_defined(facts, z), low, high)
+    return where_defined(defined_on(facts, z), low, high)
 
 
 def curve_relaxation(facts: CurveFacts, z: Interval) -> Relaxation:
     """Two lines around the curve, each the best at the interval's midpoint among a few natural slopes."""
     upper_slope, upper_offset = _best_line(facts, z, 1)
     lower_slope, lower_offset = _best_line(facts, z, -1)
-    inside = _defined(facts, z)
+    inside = defined_on(facts, z)
     if inside is not None:
-        known = _where_defined(inside, lower_offset, upper_offset)
+        known = where_defined(inside, lower_offset, upper_offset)
         lower_offset, upper_offset = known.lower, known.upper
         upper_slope, lower_slope = (torch.where(inside, slope, 0.0) for slope in (upper_slope, lower_slope))
     return Relaxation((0,), (lower_slope,), lower_offset, (upper_slope,), upper_offset)
@@ -60,12 +60,12 @@ def parallel_lines(facts: CurveFacts, z: Interval) -> Relaxation:
     chord = (facts.value(z.upper) - facts.value(z.lower)) / (z.upper - z.lower)
     slopes = torch.stack([chord, facts.slope(middle), torch.zeros_like(chord)])
     slopes = torch.where(slopes.isfinite(), slopes, 0.0)
-    high, low = _offset_above(facts, z, slopes, 1), -_offset_above(facts, z, -slopes, -1)
+    high, low = offset_above(facts, z, slopes, 1), -offset_above(facts, z, -slopes, -1)
     width = high - low
     best = torch.where(width.isnan(), torch.inf, width).argmin(0, keepdim=True)
     slope, low, high = (side.gather(0, best).squeeze(0) for side in (slopes, low, high))
-    inside = _defined(facts, z)
-    known = _where_defined(inside, low, high)
+    inside = defined_on(facts, z)
+    known = where_defined(inside, low, high)
     slope = slope if inside is None else torch.where(inside, slope, 0.0)
     return Relaxation((0,), (slope,), known.lower, (slope,), known.upper)
 
@@ -80,7 +80,7 @@ def is_affine_on(facts: CurveFacts, z: Interval) -> Tensor:
     return inside
 
 
-def _defined(facts: CurveFacts, z: Interval) -> Tensor | None:
+def defined_on(facts: CurveFacts, z: Interval) -> Tensor | None:
     """Where the curve is defined on the whole interval; None where it always is."""
     inside = None
     if facts.domain[0] > -torch.inf:
@@ -91,7 +91,7 @@ def _defined(facts: CurveFacts, z: Interval) -> Tensor | None:
     return inside
 
 
-def _where_defined(inside: Tensor | None, low: Tensor, high: Tensor) -> Interval:
+def where_defined(inside: Tensor | None, low: Tensor, high: Tensor) -> Interval:
     if inside is None:
         return Interval(low, high)
     return Interval(torch.where(inside, low, -torch.inf), torch.where(inside, high, torch.inf))
@@ -111,15 +111,15 @@ def _is_near(z: Interval) -> Tensor:
 def _best_line(facts: CurveFacts, z: Interval, side: int) -> tuple[Tensor, Tensor]:
     """The line above (side = 1) or below (side = -1) the curve that is closest to it at the midpoint."""
     middle = z.lower + (z.upper - z.lower) / 2
-    slopes = torch.stack(_candidate_slopes(facts, z, middle, side))
+    slopes = torch.stack(candidate_slopes(facts, z, middle, side))
     slopes = torch.where(slopes.isfinite(), slopes, 0.0)
-    offsets = side * _offset_above(facts, z, slopes * side, side)
+    offsets = side * offset_above(facts, z, slopes * side, side)
     height = side * (slopes * middle + offsets)
     best = torch.where(height.isnan(), torch.inf, height).argmin(0, keepdim=True)
     return slopes.gather(0, best).squeeze(0), offsets.gather(0, best).squeeze(0)
 
 
-def _candidate_slopes(facts: CurveFacts, z: Interval, middle: Tensor, side: int) -> list[Tensor]:
+def candidate_slopes(facts: CurveFacts, z: Interval, middle: Tensor, side: int) -> list[Tensor]:
     low, high = facts.value(z.lower), facts.value(z.upper)
     chord = (high - low) / (z.upper - z.lower)
     slopes = [chord, *(facts.slope(at) for at in (z.lower, z.upper, middle))]
@@ -144,7 +144,7 @@ def _tangent_slopes(facts: CurveFacts, z: Interval, side: int) -> Tensor:
     return facts.slope(near + (far - near) / 2)
 
 
-def _offset_above(facts: CurveFacts, z: Interval, slope: Tensor, side: int) -> Tensor:
+def offset_above(facts: CurveFacts, z: Interval, slope: Tensor, side: int) -> Tensor:
     """Rigorous upper bound of sup over z of side·f(z) − slope·z; `slope` is (candidates, *shape of z)."""
     if facts.bend is not None:
         return _bent_peak(facts, facts.bend, z, slope, side)
@@ -153,7 +153,9 @@ def _offset_above(facts: CurveFacts, z: Interval, slope: Tensor, side: int) -> T
         low, high = z.lower.clamp(min=a), z.upper.clamp(max=b)
         value = piece.value or facts.value
         if side * piece.curvature < 0:
-            peak = _tangent_peak(facts, (value, piece.slope or facts.slope), (low, high), slope, side)
+            functions = (value, piece.slope or facts.slope)
+            at = tangent_point(functions[1], (low, high), slope, side)
+            peak = _tangent_peak(facts, functions, (low, high), (slope, at), side)
         else:
             peak = torch.maximum(*(_gap(facts, value, at, slope, side) for at in (low, high)))
         best = torch.where(low <= high, torch.maximum(best, peak), best)
@@ -168,17 +170,25 @@ def _gap(facts: CurveFacts, value: Curve, at: Tensor, slope: Tensor, side: int) 
     return top - drop + 4 * _ULP * (top.abs() + drop.abs()) + _UNDERFLOW
 
 
-def _tangent_peak(
-    facts: CurveFacts, functions: tuple[Curve, Curve], piece: tuple[Tensor, Tensor], slope: Tensor, side: int
-) -> Tensor:
-    """Bound of side·f − slope·z on a piece where side·f is concave, by the tangent where side·f′ ≈ slope."""
-    (value, tilt), (low, high) = functions, piece
-    near, far = torch.broadcast_to(low, slope.shape), torch.broadcast_to(high, slope.shape)
+def tangent_point(tilt: Curve, piece: tuple[Tensor, Tensor], slope: Tensor, side: int) -> Tensor:
+    """About where side·f′ passes the slope, on a piece where side·f is concave: an end of it where it never does."""
+    near, far = (torch.broadcast_to(end, slope.shape) for end in piece)
     for _ in range(_PEAK_BISECTIONS):
         t = near + (far - near) / 2
         rising = side * tilt(t) > slope
         near, far = torch.where(rising, t, near), torch.where(rising, far, t)
-    t = near + (far - near) / 2
+    return near + (far - near) / 2
+
+
+def _tangent_peak(
+    facts: CurveFacts,
+    functions: tuple[Curve, Curve],
+    piece: tuple[Tensor, Tensor],
+    line: tuple[Tensor, Tensor],
+    side: int,
+) -> Tensor:
+    """Bound of side·f − slope·z on a piece where side·f is concave, by the tangent at any t; `line` is (slope, t)."""
+    (value, tilt), (low, high), (slope, t) = functions, piece, line
     steepness = side * tilt(t)
     start, end = _widened(facts, value(t), t)
     top = end if side > 0 else -start

@@ -18,6 +18,7 @@ from mlflow_lipschitz.engine.rules.curve_enclosure import (
     is_affine_on,
     parallel_lines,
 )
+from mlflow_lipschitz.engine.rules.curve_family import CurveFamily
 from mlflow_lipschitz.engine.rules.curves.facts import CurveFacts
 from mlflow_lipschitz.engine.rules.curves.table import CURVES, facts_of
 from mlflow_lipschitz.engine.rules.forward import through_planes
@@ -45,7 +46,7 @@ class EnclosedOp:
 class RelaxedOp(EnclosedOp):
     """An op between two planes."""
 
-    def relaxation(self, op: Op, *inputs: Interval, slopes: tuple[Tensor, Tensor] | None = None) -> Relaxation:
+    def relaxation(self, op: Op, *inputs: Interval) -> Relaxation:
         raise NotImplementedError(type(op).__name__)
 
     def parallel(self, op: Op, *inputs: Interval) -> Relaxation:
@@ -76,11 +77,12 @@ class ElementwiseRule(RelaxedOp):
     def imprecise(self, op: Any, position: int, *inputs: Interval) -> Tensor:
         return ~is_affine_on(_facts(op), inputs[0])
 
-    def free_slopes(self, op: Op, *inputs: Interval) -> None:
-        return None
-
-    def relaxation(self, op: Any, *inputs: Interval, slopes: tuple[Tensor, Tensor] | None = None) -> Relaxation:
+    def relaxation(self, op: Any, *inputs: Interval) -> Relaxation:
         return curve_relaxation(_facts(op), inputs[0])
+
+    def family(self, op: Any, *inputs: Interval) -> CurveFamily | None:
+        # Of a curve known only by the bound of its bend there are no pieces to search.
+        return None if _facts(op).bend is not None else CurveFamily.of(_facts(op), inputs[0])
 
     def parallel(self, op: Any, *inputs: Interval) -> Relaxation:
         return parallel_lines(_facts(op), inputs[0])

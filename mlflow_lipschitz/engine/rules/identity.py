@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from mlflow_lipschitz.engine.domains.interval import Interval
 from mlflow_lipschitz.engine.ir.ops import Op
@@ -22,10 +21,10 @@ class IdentityRule(RelaxedOp):
     def imprecise(self, op: Op, position: int, *inputs: Interval) -> None:
         return None
 
-    def free_slopes(self, op: Op, *inputs: Interval) -> None:
+    def family(self, op: Op, *inputs: Interval) -> None:
         return None
 
-    def relaxation(self, op: Op, *inputs: Interval, slopes: tuple[Tensor, Tensor] | None = None) -> Relaxation:
+    def relaxation(self, op: Op, *inputs: Interval) -> Relaxation:
         zero = inputs[0].lower.new_zeros((1, 1, *inputs[0].lower.shape[2:]))
         planes = tuple(torch.full_like(zero, sign) for _, sign in self.linear_in)
         return Relaxation(self.operands(op, len(inputs)), planes, zero, planes, zero)

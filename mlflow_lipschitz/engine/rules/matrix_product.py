@@ -110,10 +110,10 @@ class MatMulRule(EnclosedOp):
     def is_smooth(self, op: Op) -> bool:
         return True
 
-    def free_slopes(self, op: Op, *inputs: Interval) -> None:
+    def family(self, op: Op, *inputs: Interval) -> None:
         return None
 
-    def relaxation(self, op: Op, *inputs: Interval, slopes: tuple[Tensor, Tensor] | None = None) -> BilinearEnclosure:
+    def relaxation(self, op: Op, *inputs: Interval) -> BilinearEnclosure:
         return BilinearEnclosure.around(*inputs)
 
     def forward(

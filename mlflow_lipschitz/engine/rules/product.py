@@ -6,6 +6,7 @@ two over y's interval are the lines used (Shi et al., NeurIPS 2022, §3.3, for a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,33 @@ from mlflow_lipschitz.engine.rules.weights import Weights
 
 _ULP = 2.0**-52
 _UNDERFLOW = 2.0**-960
+
+
+@dataclass(frozen=True)
+class McCormick:
+    """Planes around x·y: above and below, the two of McCormick's (1976) mixed by a weight."""
+
+    x: Interval
+    y: Interval
+
+    @property
+    def start(self) -> tuple[Tensor, Tensor]:
+        """The mixture in which the plane does not depend on x, where there is one: best when nothing is known of x."""
+        x, y = self.x, self.y
+        weight = torch.broadcast_to(
+            -y.lower / (y.upper - y.lower), torch.broadcast_shapes(x.lower.shape, y.lower.shape)
+        )
+        weight = torch.where(weight.isfinite(), weight.clamp(0, 1), 0.5)
+        return weight, weight
+
+    def at(self, weights: tuple[Tensor, Tensor]) -> Relaxation:
+        above, below = weights
+        upper_slopes, upper_offset = _plane_above(self.x, self.y, above)
+        (slope_x, slope_y), offset = _plane_above(_mirrored(self.x), self.y, below)
+        # −(−x) y: the slope on x keeps its sign, the one on y and the offset change it.
+        # Of one weight come one and the same slope on x, above and below: no need to tell them apart later.
+        below_x = upper_slopes[0] if above is below else slope_x
+        return Relaxation((0, 1), (below_x, -slope_y), -offset, upper_slopes, upper_offset)
 
 
 class MultiplyRule(RelaxedOp):
@@ -45,38 +73,22 @@ class MultiplyRule(RelaxedOp):
         """A constant first factor makes the product linear in the second, whatever that one's range."""
         return inputs[0].lower < inputs[0].upper
 
-    def free_slopes(self, op: Any, *inputs: Interval) -> tuple[Tensor, Tensor] | None:
-        if op.linear_in == (1,):
-            return None
-        # The mixture in which the plane does not depend on x, where there is one: best when nothing is known of x.
+    def relaxation(self, op: Any, *inputs: Interval) -> Relaxation:
         x, y = inputs
-        weight = torch.broadcast_to(
-            -y.lower / (y.upper - y.lower), torch.broadcast_shapes(x.lower.shape, y.lower.shape)
-        )
-        weight = torch.where(weight.isfinite(), weight.clamp(0, 1), 0.5)
-        return weight, weight
-
-    def relaxation(self, op: Any, *inputs: Interval, slopes: tuple[Tensor, Tensor] | None = None) -> Relaxation:
-        x, y = inputs
-        mirrored = Interval(-x.upper, -x.lower)  # min(xₗ y, xᵤ y) = −max(−xₗ y, −xᵤ y)
         if op.linear_in == (1,):
             upper_slope, upper_offset = _chord_above(x, y)
-            slope, offset = _chord_above(mirrored, y)
+            slope, offset = _chord_above(_mirrored(x), y)
             return Relaxation((1,), (-slope,), -offset, (upper_slope,), upper_offset)
-        free = slopes or self.free_slopes(op, *inputs)
-        assert free is not None
-        above, below = free
-        upper_slopes, upper_offset = _plane_above(x, y, above)
-        (slope_x, slope_y), offset = _plane_above(mirrored, y, below)
-        # −(−x) y: the slope on x keeps its sign, the one on y and the offset change it.
-        # Of one weight come one and the same slope on x, above and below: no need to tell them apart later.
-        below_x = upper_slopes[0] if above is below else slope_x
-        return Relaxation((0, 1), (below_x, -slope_y), -offset, upper_slopes, upper_offset)
+        family = McCormick(x, y)
+        return family.at(family.start)
+
+    def family(self, op: Any, *inputs: Interval) -> McCormick | None:
+        return None if op.linear_in == (1,) else McCormick(*inputs)
 
     def parallel(self, op: Any, *inputs: Interval) -> Relaxation:
         """The planes through the middle of McCormick's: their slopes are the other factor's center."""
         half = torch.full_like(inputs[0].lower, 0.5)
-        return self.relaxation(ops.Multiply(), *inputs, slopes=(half, half))
+        return McCormick(*inputs).at((half, half))
 
     def is_smooth(self, op: Any) -> bool:
         return op.linear_in == (0, 1)
@@ -86,6 +98,11 @@ class MultiplyRule(RelaxedOp):
         left = builder.add(ops.Multiply(), second, cotangent, name=node.name)
         right = builder.add(ops.Multiply(), first, cotangent, name=node.name)
         return (first, left), (second, right)
+
+
+def _mirrored(x: Interval) -> Interval:
+    """−x: min(xₗ y, xᵤ y) = −max(−xₗ y, −xᵤ y)."""
+    return Interval(-x.upper, -x.lower)
 
 
 def _plane_above(x: Interval, y: Interval, weight: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:

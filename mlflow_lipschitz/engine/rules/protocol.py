@@ -11,7 +11,7 @@ from mlflow_lipschitz.engine.domains.interval import Interval
 from mlflow_lipschitz.engine.domains.linear_form import LinearForm
 from mlflow_lipschitz.engine.ir.graph import GraphBuilder, Node, Shape
 from mlflow_lipschitz.engine.ir.ops import Op
-from mlflow_lipschitz.engine.rules.relaxation import Enclosure
+from mlflow_lipschitz.engine.rules.relaxation import Enclosure, Family
 from mlflow_lipschitz.engine.rules.weights import Weights
 
 
@@ -36,12 +36,12 @@ class Rule(Protocol):
         """Mask over the entries of operand `position` whose bounds the relaxation depends on; None for an affine op."""
         ...
 
-    def free_slopes(self, op: Op, *inputs: Interval) -> tuple[Tensor, Tensor] | None:
-        """Start values in [0, 1] of the parameters (upper, lower) that pick the relaxation; None where nothing is free."""
+    def relaxation(self, op: Op, *inputs: Interval) -> Enclosure | None:
+        """Two planes around the op; None for an affine op, which needs none."""
         ...
 
-    def relaxation(self, op: Op, *inputs: Interval, slopes: tuple[Tensor, Tensor] | None = None) -> Enclosure | None:
-        """Two planes around the op, sound for any slopes in [0, 1]; None for an affine op, which needs none."""
+    def family(self, op: Op, *inputs: Interval) -> Family | None:
+        """The relaxations to choose from; None where there is only one."""
         ...
 
     def is_smooth(self, op: Op) -> bool:

@@ -40,10 +40,10 @@ class RoundingRule(RelaxedOp):
         """The band is as wide wherever the operand lies."""
         return None
 
-    def free_slopes(self, op: Op, *inputs: Interval) -> None:
+    def family(self, op: Op, *inputs: Interval) -> None:
         return None
 
-    def relaxation(self, op: Any, *inputs: Interval, slopes: tuple[Tensor, Tensor] | None = None) -> Relaxation:
+    def relaxation(self, op: Any, *inputs: Interval) -> Relaxation:
         half = _half(op, inputs[0].lower).expand(1, 1, *inputs[0].lower.shape[2:])
         one = torch.ones_like(half)
         return Relaxation((0,), (one,), -half, (one,), half)

@@ -60,6 +60,20 @@ class Enclosure(Protocol):
         ...
 
 
+@runtime_checkable
+class Family(Protocol):
+    """Relaxations of one op over one set of intervals, picked by a weight for the plane above and one for the plane below."""
+
+    @property
+    def start(self) -> tuple[Tensor, Tensor]:
+        """Weights (upper, lower) in [0, 1] that are best where nothing else is known."""
+        ...
+
+    def at(self, weights: tuple[Tensor, Tensor]) -> Relaxation:
+        """Sound for any weights in [0, 1], and differentiable in them."""
+        ...
+
+
 @dataclass(frozen=True)
 class Relaxation:
     """Σ lower_slopes · x + lower_offset ≤ y ≤ Σ upper_slopes · x + upper_offset over the node's inputs number `operands`.
