@@ -15,7 +15,8 @@ from mlflow_lipschitz.engine.ir import building, ops
 from mlflow_lipschitz.engine.ir.graph import Graph, GraphBuilder
 from mlflow_lipschitz.engine.propagation.pre_activation import Refinement, bound_nodes
 from mlflow_lipschitz.engine.propagation.problem import Problem
-from mlflow_lipschitz.engine.search.bounding import Effort, Rows
+from mlflow_lipschitz.engine.search.bounding import Effort
+from mlflow_lipschitz.engine.search.parts import Rows
 from mlflow_lipschitz.engine.search.search import Found, Limits, search
 from mlflow_lipschitz.engine.transforms.objectives import gradient_graph, summed
 from tests.cases import coarse, linear

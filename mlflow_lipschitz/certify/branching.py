@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,22 +14,21 @@ from mlflow_lipschitz.certify.budget import Budget
 from mlflow_lipschitz.engine.attack.ascent import enclose_at
 from mlflow_lipschitz.engine.attack.sampling import clip
 from mlflow_lipschitz.engine.domains.interval import Interval
-from mlflow_lipschitz.engine.domains.rounding import error_bound
 from mlflow_lipschitz.engine.propagation.backward import upper_bounds
+from mlflow_lipschitz.engine.propagation.plan import is_smooth
 from mlflow_lipschitz.engine.propagation.pre_activation import Refinement, bound_nodes
 from mlflow_lipschitz.engine.propagation.problem import Problem
-from mlflow_lipschitz.engine.search.bounding import Effort, Rows
+from mlflow_lipschitz.engine.search.bounding import Effort
+from mlflow_lipschitz.engine.search.parts import Rows, lowest
 from mlflow_lipschitz.engine.search.search import Limits, search
 from mlflow_lipschitz.engine.search.tightening import Pass, tightened
 
 # A share of the budget for ranges with slopes of their own, half of it for those that all objectives have in common; what it does
-# not use is left to the search.
-_TIGHTENING = 0.2
-_STEPS, _RATE, _DECAY = 20, 0.2, 0.92
+# not use is left to the search. Cutting helps little where curves bend all along: there, most of it goes into the ranges.
+_TIGHTENING, _TIGHTENING_SMOOTH = 0.2, 0.85
+_STEPS, _RATE, _DECAY = 15, 0.2, 0.9
 # Of many parts, each has few forms: more of them at once pay for the same overhead.
 _MORE_FORMS = 4
-# Memory of the frontier: some hundred bytes a part.
-_MOST_PARTS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def narrowed(problem: Problem, ranges: Sequence[Interval], start: Bracket, budge
     ones = torch.ones((len(open_rows), 1, 1, 1), dtype=torch.float64, device=problem.device)
     rows = rows_at(problem, ranges, index, ones)
     known = Bracket(start.upper[index], start.lower[index], start.at[index])
-    found = spend(rows, known, budget, len(points), effort)
+    found = spend(rows, known, budget, len(points), effort, together=index[0])
     result = Bracket(start.upper.clone(), start.lower.clone(), start.at.clone())
     result.upper[index], result.lower[index], result.at[index] = found.upper, found.lower, found.at
     return result
@@ -71,32 +71,45 @@ def with_tighter_values(
     only = torch.zeros(problem.region.points, dtype=torch.bool, device=problem.device)
     only[points] = True
     seconds = budget.seconds_per_point * len(points)
-    ranges = tightened(problem, ranges, _pass(effort, begun + _TIGHTENING / 2 * seconds), only=only, objective=False)
+    ranges = tightened(
+        problem, ranges, _pass(effort, begun + _share(problem) / 2 * seconds), only=only, objective=False
+    )
     spent = (time.monotonic() - begun) / len(points)
     return ranges, replace(budget, seconds_per_point=max(0.0, budget.seconds_per_point - spent))
+
+
+def _share(problem: Problem) -> float:
+    smooth = any(is_smooth(node.op) for node in problem.graph.nodes)
+    return _TIGHTENING_SMOOTH if smooth else _TIGHTENING
 
 
 def _pass(effort: Effort, deadline: float) -> Pass:
     return Pass(_STEPS, _RATE, _DECAY, max(16, effort.refinement.chunk_size // 8), deadline)
 
 
-def spend(rows: Rows, start: Bracket, budget: Budget, points: int, effort: Effort) -> Bracket:
-    """Narrow the bracket of every row, (rows,) and (rows, *input shape), with the budget of so many points."""
+def spend(
+    rows: Rows, start: Bracket, budget: Budget, points: int, effort: Effort, *, together: Tensor | None = None
+) -> Bracket:
+    """Narrow the bracket of every row, (rows,) and (rows, *input shape), with the budget of so many points.
+
+    Of rows with a number in `together`, (rows,), one above the threshold is enough.
+    """
     seconds = budget.seconds_per_point * points
     begun = time.monotonic()
     upper = start.upper
-    if not effort.region:
-        rows, tighter = _with_tighter_ranges(rows, effort, begun + _TIGHTENING * seconds)
+    if effort.cuts != "region":
+        rows, tighter = _with_tighter_ranges(rows, effort, begun + _share(rows.problem) * seconds)
         upper = torch.minimum(upper, tighter)
     left = max(0.0, begun + seconds - time.monotonic())
     limit = None if budget.threshold is None else torch.full_like(upper, budget.threshold)
-    most = _MOST_PARTS if budget.parts_per_point is None else budget.parts_per_point * points
+    # Every row has its own, so that a point's bounds do not depend on its neighbors.
+    most = sys.maxsize if budget.parts_per_point is None else budget.parts_per_point * points // len(upper)
     found = search(
         rows,
         (upper, start.lower, start.at),
         lambda owner, x: _reached(rows, owner, x),
         effort,
-        Limits(left, budget.target_gap, limit, parts=most),
+        Limits(left, budget.target_gap, limit, parts=most, together=together),
     )
     return Bracket(found.upper, found.lower, found.at)
 
@@ -105,7 +118,8 @@ def _undecided(bracket: Bracket, budget: Budget) -> Tensor:
     wide = bracket.upper > bracket.lower + budget.target_gap * bracket.lower.abs()
     if budget.threshold is None:
         return wide
-    return wide & (bracket.upper > budget.threshold) & (bracket.lower <= budget.threshold)
+    above = (bracket.lower > budget.threshold).any(1, keepdim=True)
+    return wide & (bracket.upper > budget.threshold) & ~above
 
 
 def rows_at(
@@ -140,12 +154,3 @@ def _reached(rows: Rows, owner: Tensor, corner: Tensor) -> tuple[Tensor, Tensor]
     coeffs = rows.coeffs[owner][:, 0, 0]
     ends = Interval(value.lower[0, :, 0], value.upper[0, :, 0])
     return lowest(coeffs, ends), x
-
-
-def lowest(coeffs: Tensor, ends: Interval) -> Tensor:
-    """(rows,) the smallest coeffs · value, rounded down, for values between the ends; NaN or −∞ where nothing is known."""
-    terms = torch.where(coeffs > 0, coeffs * ends.lower, torch.where(coeffs < 0, coeffs * ends.upper, 0.0)).flatten(1)
-    slack = error_bound(terms.abs().sum(1), terms.shape[1])
-    exact = (coeffs.abs() == 1) | (coeffs == 0)
-    single = ((coeffs != 0).flatten(1).sum(1) <= 1) & exact.flatten(1).all(1)
-    return terms.sum(1) - torch.where(single, 0.0, slack + 2.0**-960)

@@ -16,7 +16,8 @@ class Budget:
         seconds_per_point: wall-clock seconds a point, shared by the points that are worked on together.
         target_gap: stop where upper ≤ (1 + target_gap) · lower.
         parts_per_point: stop after about that many parts a point; unlike a time, it makes a result repeatable. None: no such limit.
-        threshold: stop as soon as it is known on which side of this number the constant lies; None asks for the number itself.
+        threshold: stop as soon as it is known on which side of this number the constant lies, the largest of a point's objectives
+            if there are several; None asks for the number itself.
 
     Raises:
         UsageError: a negative or non-finite number.

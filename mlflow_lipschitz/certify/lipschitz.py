@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -57,8 +58,12 @@ class DualNorm:
             return budget
         gap = budget.target_gap * (2 + budget.target_gap)
         limit = budget.threshold
-        # A negative limit is never kept by a norm; any negative square says so.
-        return replace(budget, target_gap=gap, threshold=None if limit is None else limit * abs(limit))
+        # A negative limit is never kept by a norm; any negative number says so.
+        return replace(budget, target_gap=gap, threshold=None if limit is None else _clamped(limit * abs(limit)))
+
+
+def _clamped(value: float) -> float:
+    return max(-sys.float_info.max, min(value, sys.float_info.max))
 
 
 # perturbation norm → dual norm of the gradient

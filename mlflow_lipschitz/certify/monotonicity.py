@@ -150,9 +150,11 @@ def find_violation(
     return Violation(slope > 0, np.concatenate(points_found), np.where(slope > 0, -sign * slope, 0.0))
 
 
-def _wanted(features: Sequence[int] | None, size: int, device: torch.device) -> Tensor:
-    mask = torch.full((size,), features is None, device=device)
-    for feature in features or ():
+def _wanted(features: Sequence[int] | None, size: int, device: torch.device) -> Tensor | None:
+    if features is None:
+        return None
+    mask = torch.zeros(size, dtype=torch.bool, device=device)
+    for feature in features:
         if not 0 <= feature < size:
             raise UsageError(f"feature {feature} is not an index of an input of {size} entries")
         mask[feature] = True
@@ -160,7 +162,7 @@ def _wanted(features: Sequence[int] | None, size: int, device: torch.device) -> 
 
 
 def _in_portions(
-    problem: Problem, count: int, asked: tuple[Tensor, Budget | None], chunk_size: int
+    problem: Problem, count: int, asked: tuple[Tensor | None, Budget | None], chunk_size: int
 ) -> tuple[np.ndarray, ...]:
     size = problem.graph.output_shape[0]
     ends = np.stack([np.full((count, size), -np.inf), np.full((count, size), np.inf)] * 2)

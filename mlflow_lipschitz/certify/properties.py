@@ -7,19 +7,21 @@ min over the box of Aᵢ·f(x) > bᵢ. Boxes for which that cannot be shown are 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from mlflow_lipschitz.certify.counterexamples import Counterexample, Hunt, Served
 from mlflow_lipschitz.certify.execution import default_chunk_size, halving, resolve_device, rigorous_arithmetic
 from mlflow_lipschitz.certify.property_bounds import judge
 from mlflow_lipschitz.certify.property_numbers import PropertyNumbers
+from mlflow_lipschitz.certify.property_units import is_for_units, prove
 from mlflow_lipschitz.engine.domains.region import Box
 from mlflow_lipschitz.engine.ir.graph import Graph
 from mlflow_lipschitz.engine.propagation.problem import Problem
-from mlflow_lipschitz.engine.search.input_splitting import Judged, Pieces, cover
+from mlflow_lipschitz.engine.search.input_splitting import Coverage, Judged, Pieces, cover
 from mlflow_lipschitz.engine.transforms.objectives import flat_output
 from mlflow_lipschitz.errors import InvalidRegion
 from mlflow_lipschitz.vnnlib.unsafe_set import UnsafeSet
@@ -112,14 +114,27 @@ class _Search:
     timeout: float
 
     def run(self, chunk_size: int) -> PropertyAnswer:
-        batch = max(1, chunk_size // _ROWS_PER_PIECE)
-        coverage = cover(self.numbers.roots, partial(self._judge, chunk_size), batch=batch, stop=self._over)
+        coverage = self._coverage(chunk_size)
         if self.hunt.found is not None:
             return PropertyAnswer("violated", self.hunt.found, coverage.judged)
         if coverage.complete:
             return PropertyAnswer("certified", None, coverage.judged)
         reason = f"no answer within {self.timeout:g} seconds" if coverage.reason == "stopped" else coverage.reason
         return PropertyAnswer("undecided", None, coverage.judged, reason)
+
+    def _coverage(self, chunk_size: int) -> Coverage:
+        if is_for_units(self.numbers):
+            until = self.began + self.timeout
+            found = prove(self.problem, self.numbers, self._look, self._over, (chunk_size, until))
+            if found.complete or self._over():
+                return replace(found, reason="" if found.complete else "stopped")
+        batch = max(1, chunk_size // _ROWS_PER_PIECE)
+        return cover(self.numbers.roots, partial(self._judge, chunk_size), batch=batch, stop=self._over)
+
+    def _look(self, cases: Tensor, points: Tensor) -> None:
+        if self.hunt.seconds <= _HUNTING * self._seconds:
+            deadline = time.monotonic() + max(_HUNTING * self._seconds - self.hunt.seconds, 0.0) + _LEAST_HUNT
+            self.hunt.around(Pieces(points, points, cases), points, deadline)
 
     def _over(self) -> bool:
         return self.hunt.found is not None or self._seconds >= self.timeout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ def decided(
     problem: Problem,
     ranges: Sequence[Interval],
     known: Slopes,
-    asked: tuple[Tensor, Budget | None],
+    asked: tuple[Tensor | None, Budget | None],
     chunk_size: int,
 ) -> Slopes:
     """The slopes after a search for the signs that are open.
@@ -43,16 +44,32 @@ def decided(
     Args:
         problem: its graph's output are the derivatives, of one objective.
         ranges: per node, over the whole regions.
-        asked: (entries,) which derivatives the search is about, of those by entries that move, and its budget.
+        asked: (entries,) which derivatives the search is about, None for those by entries that move; and its budget.
     """
     wanted, budget = asked
     moves = _moves(problem)
     few = _are_few(moves)
-    if budget is None and not few:
-        return known
-    point, entry = (_open(known) & wanted & moves).nonzero().unbind(1)
-    if len(point) == 0:
-        return known
+    ways: list[tuple[Literal["region", "ranges"], Tensor]] = [("region", few), ("ranges", ~few)]
+    for cuts, points in ways:
+        if cuts == "ranges" and budget is None:
+            continue
+        open_ = _open(known) & (moves if wanted is None else wanted) & points[:, None]
+        point, entry = open_.nonzero().unbind(1)
+        if len(point):
+            effort = Effort(Refinement(chunk_size), cuts=cuts)
+            known = _searched(problem, ranges, known, ((point, entry), budget), effort)
+    return known
+
+
+def _searched(
+    problem: Problem,
+    ranges: Sequence[Interval],
+    known: Slopes,
+    asked: tuple[tuple[Tensor, Tensor], Budget | None],
+    effort: Effort,
+) -> Slopes:
+    """The slopes after a search for the signs of these points and entries."""
+    (point, entry), budget = asked
     # A derivative seen above zero can only be shown to be nowhere below it.
     sign = torch.where(known.attained.upper[point, entry] > 0, -1.0, 1.0).to(torch.float64)
     points = len(point.unique())
@@ -63,8 +80,7 @@ def decided(
     size = problem.graph.output_shape[0]
     coeffs = torch.zeros((len(point), size), dtype=torch.float64, device=problem.device)
     coeffs = coeffs.scatter(1, entry[:, None], sign[:, None])[:, None, None]
-    effort = Effort(Refinement(chunk_size), region=few)
-    if not few:
+    if effort.cuts == "ranges":
         ranges, limits = with_tighter_values(problem, ranges, point.unique(), limits, effort)
     rows = rows_at(problem, ranges, (point, torch.zeros_like(point)), coeffs)
     start = Bracket(
@@ -72,8 +88,7 @@ def decided(
         torch.where(sign > 0, known.attained.upper[point, entry], -known.attained.lower[point, entry]),
         rows.problem.region.box.lower.clone(),
     )
-    found = spend(rows, start, limits, points, effort)
-    return _with(known, (point, entry), sign, found)
+    return _with(known, (point, entry), sign, spend(rows, start, limits, points, effort))
 
 
 def sought(problem: Problem, x: Tensor) -> Tensor:
@@ -84,14 +99,14 @@ def sought(problem: Problem, x: Tensor) -> Tensor:
     """
     points = torch.arange(problem.region.points, device=problem.device)
     seen = enclose_at(problem, x[None, :, None]).lower[0, :, 0, 0]
-    index = (~(seen > 0)).nonzero()[:, 0]
-    if len(index) == 0 or not _are_few(_moves(problem)):
+    index = (~(seen > 0) & _are_few(_moves(problem))).nonzero()[:, 0]
+    if len(index) == 0:
         return x
     ranges = [node.interval for node in bound_nodes(problem, None)]
     ones = torch.ones((len(index), 1, 1, 1), dtype=torch.float64, device=problem.device)
     rows = rows_at(problem, ranges, (points[index], torch.zeros_like(index)), ones)
     start = Bracket(torch.full_like(seen[index], torch.inf), seen[index], x[index])
-    effort = Effort(Refinement(_PIECES * len(index)), region=True)
+    effort = Effort(Refinement(_PIECES * len(index)), cuts="region")
     found = spend(rows, start, Budget(_FOREVER, 0.0, 0.0, _PIECES), len(index), effort)
     return x.index_copy(0, index, found.at)
 
@@ -102,8 +117,9 @@ def _moves(problem: Problem) -> Tensor:
     return (box.lower < box.upper).flatten(1)
 
 
-def _are_few(moves: Tensor) -> bool:
-    return bool(moves.sum(1).amax() <= _FEW)
+def _are_few(moves: Tensor) -> Tensor:
+    """(points,) where regions themselves can be cut."""
+    return moves.sum(1) <= _FEW
 
 
 def _open(known: Slopes) -> Tensor:

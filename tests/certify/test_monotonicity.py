@@ -114,6 +114,48 @@ def test_a_derivative_that_touches_zero_stays_bounded() -> None:
     assert found.upper[0, 0] >= 2.0
 
 
+def chain(*layers: ops.Op) -> Graph:
+    builder = GraphBuilder()
+    x = builder.add(ops.Input((layers[0].weight.shape[1],)) if isinstance(layers[0], ops.Linear) else ops.Input((1,)))
+    for layer in layers:
+        x = builder.add(layer, x)
+    return builder.build(x)
+
+
+def layer(weight: list[list[float]], bias: list[float] | None = None) -> ops.Linear:
+    return ops.Linear(ops.frozen_array(weight), None if bias is None else ops.frozen_array(bias))
+
+
+def test_a_derivative_that_is_zero_on_some_pieces_keeps_its_sign() -> None:
+    relu = ops.Elementwise("relu")
+    flat = chain(ops.Elementwise("square"), ops.ScaleShift(shift=ops.frozen_array(-1.0)), relu)
+    falling = certify_monotonicity(flat, [[-1.0]], Box([[-3.0]], [[0.5]]), device="cpu")
+    assert falling.sign[0, 0] == -1
+    twice = chain(layer([[1], [-1]], [0, -0.4]), relu, layer([[1, 1], [1, -2]], [-0.3, 0.0]), relu, layer([[1, 0]]))
+    assert certify_monotonicity(twice, [[1.0]], Box([[-0.2]], [[3.0]]), device="cpu").sign[0, 0] == 1
+
+
+def test_a_neighbor_of_which_more_moves_changes_nothing() -> None:
+    graph = deep(3, 4, 12, "tanh")
+    points = np.random.default_rng(3).normal(size=(2, 4))
+    reach = np.array([[0.4, 0.4, 0, 0], [0.4, 0.4, 0.4, 0.4]])
+    alone = certify_monotonicity(graph, points[:1], Box(points[:1] - reach[:1], points[:1] + reach[:1]), device="cpu")
+    both = certify_monotonicity(graph, points, Box(points - reach, points + reach), device="cpu")
+    np.testing.assert_array_equal(both.sign[0], alone.sign[0])
+    np.testing.assert_allclose(both.lower[0], alone.lower[0], rtol=1e-9)
+
+
+def test_a_feature_that_is_asked_for_is_searched_though_it_stays() -> None:
+    graph = deep(0, 3, 12, "tanh")
+    points = np.random.default_rng(0).normal(size=(1, 3))
+    signs = []
+    for last in (0.0, 1e-9):
+        reach = np.array([[0.3, 0.3, last]])
+        region = Box(points - reach, points + reach)
+        signs.append(certify_monotonicity(graph, points, region, features=[2], device="cpu").sign[0, 2])
+    assert signs[0] != 0 or signs[1] == 0  # the smaller region is not the worse one
+
+
 @pytest.mark.parametrize("features", [[-1], [2], [0, 5]])
 def test_a_feature_that_is_none_is_refused(features: list[int]) -> None:
     graph = deep(0, 2, 3, "relu")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from mlflow_lipschitz.certify import property_units
 from mlflow_lipschitz.certify.execution import rigorous_arithmetic
 from mlflow_lipschitz.certify.property_bounds import judge
 from mlflow_lipschitz.certify.property_numbers import PropertyNumbers
@@ -129,8 +130,38 @@ def test_cases_with_different_numbers_of_conditions_do_not_mix(tmp_path: Path) -
     assert answer(tmp_path, IDENTITY, text.replace("(>= Y_1 2)", "(>= Y_1 1)")).status == "violated"
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_nor_is_one_that_cuts_values(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(property_units, "MANY_INPUTS", 0)
+    check_against_samples(tmp_path, seed)
+
+
+@pytest.mark.parametrize("conditions", [["(>= Y_0 2.0000001)"], ["(or (<= Y_0 -1) (>= Y_0 3))"], ["(>= Y_0 2)"]])
+def test_values_are_cut_until_the_answer_is_exact(
+    tmp_path: Path, conditions: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(property_units, "MANY_INPUTS", 0)
+    found = answer(tmp_path, ABSOLUTE, property_text(*SQUARE, 1, *conditions))
+    assert found.status == ("violated" if conditions == ["(>= Y_0 2)"] else "certified")
+
+
+def test_many_inputs_are_proved_by_cutting_values(tmp_path: Path) -> None:
+    """Cutting boxes of thirty inputs would take for ever."""
+    layers = random_network(1, (30, 16, 16, 2))
+    low, high = [-0.2] * 30, [0.2] * 30
+    samples = np.random.default_rng(0).uniform(low, high, size=(20000, 30)).astype(np.float32)
+    difference = np.subtract(*run_onnxruntime(relu_network(layers), samples).T.astype(np.float64))
+    limit = difference.max() + 1.2 * np.ptp(difference)
+    found = answer(tmp_path, layers, property_text(low, high, 2, f"(>= (- Y_0 Y_1) {limit:.17g})"), timeout=60.0)
+    assert found.status == "certified" and found.pieces > 10
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_no_answer_is_contradicted_by_a_sample(tmp_path: Path, seed: int) -> None:
+    check_against_samples(tmp_path, seed)
+
+
+def check_against_samples(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     layers = random_network(seed, (3, 16, 16, 2))
     model = relu_network(layers)

@@ -216,6 +216,26 @@ def test_a_gap_is_kept() -> None:
         assert (found.upper <= 1.25 * found.lower * (1 + 1e-12)).all()
 
 
+@pytest.mark.parametrize(("large", "small"), [(1e150, 1e-180), (1e100, 1e-240), (1e150, 1e-200)])
+def test_units_of_very_different_size_crash_no_solver(large: float, small: float) -> None:
+    builder = GraphBuilder()
+    weight, bias = [[large, large], [small, -small], [large, -large]], [large / 4, small / 4, 0.0]
+    x = builder.add(ops.Linear(ops.frozen_array(weight), ops.frozen_array(bias)), builder.add(ops.Input((2,))))
+    last = ops.Linear(ops.frozen_array([[1 / large, 1.0, 0.5 / large]]))
+    graph = builder.build(builder.add(last, builder.add(ops.Elementwise("relu"), x)))
+    points = np.zeros((1, 2))
+    found = certify_lipschitz(graph, points, Box.around(points, 1.0), budget=Budget(1e6, 0.0, None, 64), device="cpu")
+    assert found.lower[0, 0] <= found.upper[0, 0]
+    assert found.upper[0, 0] >= 2.0  # where both large units are active: (1 + ½) + (1 − ½)
+
+
+def test_a_limit_whose_square_overflows_is_a_limit() -> None:
+    graph = network(1, coarsely=False)
+    points = np.zeros((1, *graph.input_shape))
+    found = certify_lipschitz(graph, points, Box.around(points, 1.0), norm="l2", budget=Budget(1.0, 0.0, 1e200))
+    assert (found.upper <= 1e200).all()
+
+
 def test_the_same_limits_give_the_same_numbers() -> None:
     graph = network(2, ("tanh", ()), coarsely=False)
     rows = rows_of(graph, Box.around(np.zeros((2, *graph.input_shape)), 1.5))

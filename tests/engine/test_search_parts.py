@@ -17,8 +17,9 @@ from mlflow_lipschitz.engine.domains.region import Box
 from mlflow_lipschitz.engine.ir import ops
 from mlflow_lipschitz.engine.ir.graph import Graph, GraphBuilder
 from mlflow_lipschitz.engine.propagation.pre_activation import bound_nodes, inherited_bounds
-from mlflow_lipschitz.engine.search.bounding import Effort, Rows, bound_parts
+from mlflow_lipschitz.engine.search.bounding import Effort, bound_parts
 from mlflow_lipschitz.engine.search.feasibility import conditions_of, contradictions
+from mlflow_lipschitz.engine.search.parts import Rows
 from mlflow_lipschitz.engine.search.splits import Layout, Splits, conditions
 from tests.exact import is_smooth, number, value_and_jacobian
 from tests.properties import oracle_error

@@ -20,7 +20,7 @@ from mlflow_lipschitz.engine.rules.curve_enclosure import curve_relaxation
 from mlflow_lipschitz.engine.rules.curve_family import CurveFamily
 from mlflow_lipschitz.engine.rules.curves.table import facts_of
 from mlflow_lipschitz.engine.rules.product import McCormick
-from mlflow_lipschitz.engine.search.bounding import Rows
+from mlflow_lipschitz.engine.search.parts import Rows
 from mlflow_lipschitz.engine.search.tightening import Pass, tightened
 from tests.engine.test_curves import ROWS, ends, interval, meanings, probes, widths
 from tests.properties import oracle_error

@@ -119,7 +119,7 @@ def _uphill(problem: Problem, x: Tensor) -> list[Tensor]:
         (slope,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True)
     if slope is None:
         return []
-    reach = (problem.region.box.upper - problem.region.box.lower)[:, None]
+    reach = (problem.region.box.upper - problem.region.box.lower).clamp(max=1e308)[:, None]  # no step may overflow
     steps = torch.stack([x + step * reach * slope.sign() for step in (1.0, 0.25, 0.05)])
     return [_clip(problem, steps)]
 

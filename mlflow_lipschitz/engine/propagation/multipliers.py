@@ -6,13 +6,16 @@ smaller, so any β ≥ 0 is sound; and a part whose bound falls below every limi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from mlflow_lipschitz.engine.domains.axes import entries
 from mlflow_lipschitz.engine.domains.rounding import error_bound
+from mlflow_lipschitz.engine.propagation.backward import InputForm, upper_form
+from mlflow_lipschitz.engine.propagation.node_bounds import NodeBounds
+from mlflow_lipschitz.engine.propagation.problem import Problem
 
 _UNDERFLOW = 2.0**-960
 
@@ -41,3 +44,26 @@ def charged(conditions: Mapping[int, Condition], betas: Mapping[int, Tensor]) ->
         constant = part if constant is None else constant + part + error_bound(constant.abs() + part.abs(), 1)
     assert constant is not None
     return more, constant[:, :, None]
+
+
+def weighed_form(
+    problem: Problem,
+    bounds: Sequence[NodeBounds],
+    objective: tuple[int, Tensor],
+    held: Mapping[int, Condition],
+    betas: Mapping[int, Tensor],
+) -> InputForm:
+    """An upper bound of coeffs · value(target) + Σ β s (z − place), one row per part.
+
+    Args:
+        objective: target and coefficients (parts, 1, 1, *shape of target).
+        held: conditions on nodes before the target.
+        betas: per node with conditions, (parts, 1, *shape), none negative.
+    """
+    target, coeffs = objective
+    if not held:
+        return upper_form(problem, bounds, target, coeffs)
+    more, constant = charged(held, betas)
+    form = upper_form(problem, bounds, target, coeffs, more)
+    size = form.offset.detach().abs() + constant.detach().abs()
+    return InputForm(form.coeffs, form.offset + constant + error_bound(size, 1))

@@ -16,14 +16,17 @@ from scipy.sparse import coo_array, hstack
 from torch import Tensor
 
 from mlflow_lipschitz.engine.domains.axes import entries
-from mlflow_lipschitz.engine.propagation.backward import concretize, upper_form
-from mlflow_lipschitz.engine.propagation.multipliers import Condition
+from mlflow_lipschitz.engine.propagation.backward import InputForm, concretize, upper_form
+from mlflow_lipschitz.engine.propagation.multipliers import Condition, weighed_form
 from mlflow_lipschitz.engine.propagation.node_bounds import NodeBounds
 from mlflow_lipschitz.engine.propagation.problem import Problem
 from mlflow_lipschitz.engine.search.feasibility import Contradictions, charged_form
 
 # A program that takes longer than this is not worth waiting for; its parts stay as they are.
 _SECONDS = 10.0
+_LARGEST_LEVEL = 1e12
+# What a violated condition costs, where moving the objective over its whole range is worth 2.
+_PENALTY = 1e4
 
 
 @dataclass(frozen=True)
@@ -43,20 +46,48 @@ def settled(problem: Problem, bounds: Sequence[NodeBounds], held: dict[int, Cond
     """As `feasibility.contradictions`, exact where all curves are lines; the corner is the point that keeps most distance."""
     box = problem.region.box
     chosen = {index: _chosen(condition) for index, condition in held.items()}
-    lines = _lines(problem, bounds, held, chosen)
-    solved = _most_distant(lines)
-    proved = torch.zeros(problem.region.points, dtype=torch.bool, device=problem.device)
+    solved = _most_distant(_lines(problem, bounds, held, chosen))
     if solved is None:
-        return Contradictions(proved, box.lower)
+        return Contradictions(torch.zeros(problem.region.points, dtype=torch.bool, device=problem.device), box.lower)
     unit, duals = (values.to(problem.device) for values in solved)
+    bound = concretize(problem, charged_form(problem, bounds, held, _betas(held, chosen, duals)))[:, 0, 0]
+    return Contradictions(bound < 0, _point(problem, unit))
+
+
+def extreme(
+    problem: Problem, bounds: Sequence[NodeBounds], held: dict[int, Condition], objective: tuple[int, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """(parts,) upper bounds of an objective, exact where all curves are lines, far below all others where a part is empty.
+
+    Args:
+        objective: target and coefficients (parts, 1, 1, *shape of target).
+
+    Returns:
+        the bounds, and (parts, *input shape) points at which they are reached, if a part has any.
+    """
+    chosen = {index: _chosen(condition) for index, condition in held.items()}
+    target = _line(problem, upper_form(problem, bounds, *objective))
+    solved = _largest(_lines(problem, bounds, held, chosen), target)
+    if solved is None:
+        return torch.full((problem.region.points,), torch.inf, dtype=torch.float64), problem.region.box.lower
+    unit, duals = (values.to(problem.device) for values in solved)
+    form = weighed_form(problem, bounds, objective, held, _betas(held, chosen, duals))
+    return concretize(problem, form)[:, 0, 0], _point(problem, unit)
+
+
+def _betas(held: dict[int, Condition], chosen: dict[int, Tensor], duals: Tensor) -> dict[int, Tensor]:
     betas, start = {}, 0
     for index, entry in chosen.items():
         own = duals[:, start : start + entry.shape[1]]
         flat = torch.zeros_like(entries(held[index].sign[:, 0], 1)).scatter(1, entry, own)
         betas[index], start = flat.reshape(held[index].sign.shape), start + entry.shape[1]
-    bound = concretize(problem, charged_form(problem, bounds, held, betas))[:, 0, 0]
+    return betas
+
+
+def _point(problem: Problem, unit: Tensor) -> Tensor:
+    box = problem.region.box
     middle, reach = box.lower / 2 + box.upper / 2, box.upper / 2 - box.lower / 2
-    return Contradictions(bound < 0, middle + reach * unit.reshape(middle.shape))
+    return middle + reach * unit.reshape(middle.shape)
 
 
 def _chosen(condition: Condition) -> Tensor:
@@ -69,34 +100,58 @@ def _chosen(condition: Condition) -> Tensor:
 def _lines(
     problem: Problem, bounds: Sequence[NodeBounds], held: dict[int, Condition], chosen: dict[int, Tensor]
 ) -> _Lines:
-    box = problem.region.box
-    middle, reach = (entries(x, 1)[:, None] for x in (box.lower / 2 + box.upper / 2, box.upper / 2 - box.lower / 2))
-    slopes, offsets = [], []
+    found = []
     for index, entry in chosen.items():
         condition, shape = held[index], problem.graph.nodes[index].shape
         sign, place = (entries(x[:, 0], 1).gather(1, entry) for x in (condition.sign, condition.place))
         units = torch.zeros((*entry.shape, torch.Size(shape).numel()), dtype=torch.float64, device=entry.device)
         units = units.scatter(2, entry[..., None], sign[..., None])
-        form = upper_form(problem, bounds, index, units.reshape(len(entry), 1, -1, *shape))
-        level = form.offset[:, 0] - sign * place
-        if form.coeffs is None:
-            slopes.append(torch.zeros((*entry.shape, middle.shape[-1]), dtype=torch.float64, device=entry.device))
-        else:
-            on_input = entries(form.coeffs[:, 0], 2)
-            level = level + (on_input * middle).sum(-1)
-            slopes.append(on_input * reach)
-        offsets.append(level)
-    return _Lines(torch.cat(slopes, 1), torch.cat(offsets, 1))
+        line = _line(problem, upper_form(problem, bounds, index, units.reshape(len(entry), 1, -1, *shape)))
+        found.append(_Lines(line.slopes, line.offset - sign * place))
+    return _Lines(torch.cat([x.slopes for x in found], 1), torch.cat([x.offset for x in found], 1))
+
+
+def _line(problem: Problem, form: InputForm) -> _Lines:
+    """A form over the unit box."""
+    box = problem.region.box
+    middle, reach = (entries(x, 1)[:, None] for x in (box.lower / 2 + box.upper / 2, box.upper / 2 - box.lower / 2))
+    offset = form.offset[:, 0]
+    if form.coeffs is None:
+        return _Lines(torch.zeros((*offset.shape, middle.shape[-1]), dtype=torch.float64, device=offset.device), offset)
+    on_input = entries(form.coeffs[:, 0], 2)
+    return _Lines(on_input * reach, offset + (on_input * middle).sum(-1))
 
 
 def _most_distant(lines: _Lines) -> tuple[Tensor, Tensor] | None:
     """Points of the unit box (parts, inputs) farthest inside all conditions, and the multipliers that say so (parts, rows).
 
-    One program for all parts: maximise Σ t over slopes · u + offset ≥ t · size, where no t depends on another part.
+    Maximise Σ t over slopes · u + offset ≥ t · size: no t depends on another part.
     """
+    parts, _, inputs = lines.slopes.shape
+    cost = np.concatenate([np.zeros(parts * inputs), -np.ones(parts)])
+    return _solved(lines, cost, 1.0, (-np.inf, 1.0))
+
+
+def _largest(lines: _Lines, target: _Lines) -> tuple[Tensor, Tensor] | None:
+    """Points of the unit box where the target is largest inside all conditions, and the multipliers that say so.
+
+    Maximise Σ target · u / size − penalty · s over slopes · u + offset ≥ −s · size, s ≥ 0, so that an empty part spoils no other.
+    """
+    size = target.size[:, 0].cpu().numpy()
+    scale = np.where((size > 0) & np.isfinite(size), size, 1.0)
+    aim = np.nan_to_num(target.slopes[:, 0].cpu().numpy() / scale[:, None])
+    solved = _solved(lines, np.concatenate([-aim.ravel(), np.full(len(size), _PENALTY)]), -1.0, (0.0, np.inf))
+    return None if solved is None else (solved[0], solved[1] * torch.from_numpy(scale)[:, None])
+
+
+def _solved(lines: _Lines, cost: np.ndarray, sign: float, last: tuple[float, float]) -> tuple[Tensor, Tensor] | None:
+    """One program for all parts, in u and one number t more per part, with limits `last`: slopes · u + offset ≥ sign · t · size."""
     parts, rows, inputs = lines.slopes.shape
     slopes, offset, size = (x.cpu().numpy() for x in (lines.slopes, lines.offset, lines.size))
-    usable = (size > 0) & np.isfinite(slopes).all(-1) & np.isfinite(offset)
+    with np.errstate(all="ignore"):
+        level = offset / size
+    # A level far outside says nothing: it comes from ranges that nearly overflow.
+    usable = (size > 0) & np.isfinite(size) & np.isfinite(slopes).all(-1) & (np.abs(level) < _LARGEST_LEVEL)
     part, row = usable.nonzero()
     scale = size[part, row]  # every row reaches from −1 to 1
     count = len(part)
@@ -105,12 +160,14 @@ def _most_distant(lines: _Lines) -> tuple[Tensor, Tensor] | None:
         ((-slopes[part, row] / scale[:, None]).ravel(), (np.arange(count).repeat(inputs), columns.ravel())),
         shape=(count, parts * inputs),
     )
-    distance = coo_array((np.ones(count), (np.arange(count), part)), shape=(count, parts))
-    cost = np.concatenate([np.zeros(parts * inputs), -np.ones(parts)])
-    limits = np.concatenate([np.tile([[-1.0, 1.0]], (parts * inputs, 1)), np.tile([[-np.inf, 1.0]], (parts, 1))])
-    matrix = hstack([lefts, distance], format="csr")
-    found = linprog(cost, matrix, offset[part, row] / scale, bounds=limits, options={"time_limit": _SECONDS})
-    if found.status != 0:
+    further = coo_array((np.full(count, sign), (np.arange(count), part)), shape=(count, parts))
+    limits = np.concatenate([np.tile([[-1.0, 1.0]], (parts * inputs, 1)), np.tile([last], (parts, 1))])
+    matrix = hstack([lefts, further], format="csr")
+    try:
+        found = linprog(cost, matrix, level[part, row], bounds=limits, options={"time_limit": _SECONDS})
+    except ValueError:  # a solver that refuses its numbers has nothing to say
+        return None
+    if found.status != 0 or found.x is None:
         return None
     duals = np.zeros((parts, rows))
     duals[part, row] = np.maximum(-found.ineqlin.marginals, 0.0) / scale

@@ -56,7 +56,8 @@ def promises(layout: Layout, bounds: Sequence[NodeBounds], sensitivity: Sensitiv
     z = Interval(
         *(layout.flat({i: getattr(bounds[i].interval, end) for i in layout.nodes}) for end in ("lower", "upper"))
     )
-    inside = (place > z.lower) & (place < z.upper)
+    bent = layout.flat({i: _is_bent(graph, i, bounds[i].interval) for i in layout.nodes})
+    inside = (place > z.lower) & (place < z.upper) & bent
     return torch.where(inside, gain.nan_to_num(0.0, 0.0, 0.0), 0.0), place
 
 
@@ -86,6 +87,15 @@ def _place(graph: Graph, index: int, z: Interval) -> Tensor:
         distance = torch.where((z.lower < kink) & (z.upper > kink), (middle - kink).abs(), torch.inf)
         best, nearest = torch.where(distance < nearest, kink, best), torch.minimum(distance, nearest)
     return best
+
+
+def _is_bent(graph: Graph, index: int, z: Interval) -> Tensor:
+    """Where some curve over the range is no line: else all that a cut could take away is what rounding added."""
+    curves = [n.op for n in graph.nodes if n.inputs[:1] == (index,) and isinstance(n.op, ops.Elementwise)]
+    bent = torch.full_like(z.lower, any(facts_of(c.curve, c.parameters).curved for c in curves), dtype=torch.bool)
+    for kink in _kinks(graph, index):
+        bent = bent | ((z.lower < kink) & (z.upper > kink))
+    return bent
 
 
 def _kinks(graph: Graph, index: int) -> list[float]:

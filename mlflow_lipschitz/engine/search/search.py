@@ -12,18 +12,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mlflow_lipschitz.engine.search.bounding import PIECES, Effort, PartBounds, Rows, affordable, bound_parts, settle
+from mlflow_lipschitz.engine.search.bounding import PIECES, Effort, affordable, bound_parts, settle
 from mlflow_lipschitz.engine.search.frontier import Frontier
+from mlflow_lipschitz.engine.search.parts import PartBounds, Rows
 from mlflow_lipschitz.engine.search.splits import Layout, Splits
 
 Reach = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+# Memory of the frontier: some hundred bytes a part.
+_MOST_PARTS = 1 << 20
 
 
 @dataclass(frozen=True)
 class Limits:
     """When to stop: `seconds` for all rows together; a row also when upper ≤ (1 + gap) · lower, or when its threshold is decided.
 
-    `batch` parts are cut at once; none is cut once `parts` were bounded.
+    `batch` parts are cut at once; none of a row once so many `parts` of it were bounded. Rows that are judged `together` have a
+    number in common: it is enough that one of them is above its threshold. `stop` is asked after every batch.
     """
 
     seconds: float
@@ -31,6 +37,8 @@ class Limits:
     thresholds: Tensor | None = None
     batch: int = 64
     parts: int = 1 << 20
+    together: Tensor | None = None
+    stop: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True)
@@ -61,8 +69,8 @@ def search(
     """
     upper, lower, at = (x.clone() for x in start)
     graph = rows.problem.graph
-    layout = Layout.of_region(graph) if effort.region else Layout.of(graph)
-    batch = min(limits.batch, affordable(rows, layout))
+    layout = Layout.of_region(graph) if effort.cuts == "region" else Layout.of(graph)
+    batch = min(limits.batch, affordable(rows, layout, effort))
     if batch == 0 or not layout.nodes:  # too large to be cut, or affine: one pass was exact
         return Found(upper, lower, at, 0)
     deadline = time.monotonic() + limits.seconds
@@ -70,39 +78,45 @@ def search(
     owner, inherited = torch.arange(len(upper), device=upper.device), upper
     splits = Splits.none(len(upper), upper.device)
     cuts = PIECES - 1 if layout.region else 1
-    frontier, count = Frontier.empty(upper.device, cuts), 0
+    frontier, counts = Frontier.empty(upper.device, cuts), torch.zeros_like(upper, dtype=torch.int64)
     while True:
         for piece in torch.arange(len(owner), device=upper.device).split(2 * batch):
             who, which = owner[piece], splits.select(piece)
             got = bound_parts(rows, layout, who, which, effort)
             _record(lower, at, who, *reach(who, got.corner))
-            bound = _settled(rows, layout, (who, which), got, (lower, at, reach))
+            bound = _settled(rows, layout, (who, which), got, (lower, at, reach), effort)
             bound = torch.minimum(bound, inherited[piece])
             frontier = frontier.joined(Frontier(who, which, bound, got.entry, got.places, got.promise > 0))
-        count += len(owner)
-        decided = _decided(frontier, lower, limits)
+        counts.index_add_(0, owner, torch.ones_like(owner))
+        decided = _decided(frontier, lower, limits) | (counts[frontier.owner] >= limits.parts)
         settled = settled.scatter_reduce(0, frontier.owner[decided], frontier.upper[decided], "amax")
         frontier = frontier.select((~decided).nonzero()[:, 0])
-        if len(frontier.owner) == 0 or time.monotonic() >= deadline or count >= limits.parts:
+        over = time.monotonic() >= deadline or len(frontier.owner) >= _MOST_PARTS or limits.stop()
+        if len(frontier.owner) == 0 or over:
             break
         chosen, frontier = frontier.taken(_priority(frontier, lower), batch)
         owner, inherited = chosen.owner.repeat(cuts + 1), chosen.upper.repeat(cuts + 1)
         splits = chosen.splits.cut(chosen.entry, chosen.places)
     remaining = settled.scatter_reduce(0, frontier.owner, frontier.upper, "amax")
-    return Found(torch.maximum(torch.minimum(upper, remaining), lower), lower, at, count)
+    return Found(torch.maximum(torch.minimum(upper, remaining), lower), lower, at, int(counts.sum()))
 
 
 def _settled(
-    rows: Rows, layout: Layout, parts: tuple[Tensor, Splits], got: PartBounds, seen: tuple[Tensor, Tensor, Reach]
+    rows: Rows,
+    layout: Layout,
+    parts: tuple[Tensor, Splits],
+    got: PartBounds,
+    seen: tuple[Tensor, Tensor, Reach],
+    effort: Effort,
 ) -> Tensor:
-    """The parts' bounds, −∞ where nothing is left to cut and a part turns out to be empty; what the others reach is recorded."""
+    """The parts' bounds, those in which nothing is left to cut settled exactly; what they reach is recorded."""
     (owner, splits), (lower, at, reach) = parts, seen
     last = ((got.promise <= 0) & (got.upper > lower[owner])).nonzero()[:, 0]
     if len(last) == 0 or splits.entry.shape[1] == 0 or layout.region:
         return got.upper
-    found = settle(rows, layout, owner[last], splits.select(last))
-    _record(lower, at, owner[last], *reach(owner[last], found.corner))
-    return got.upper.index_fill(0, last[found.proved], -torch.inf)
+    bound, point = settle(rows, layout, owner[last], splits.select(last), effort)
+    _record(lower, at, owner[last], *reach(owner[last], point))
+    return got.upper.index_copy(0, last, torch.minimum(got.upper[last], bound))
 
 
 def _record(lower: Tensor, at: Tensor, owner: Tensor, value: Tensor, tried: Tensor) -> None:
@@ -119,8 +133,10 @@ def _decided(frontier: Frontier, lower: Tensor, limits: Limits) -> Tensor:
     known = lower[frontier.owner]
     decided = ~frontier.open | (frontier.upper <= known + limits.gap * known.abs())
     if limits.thresholds is not None:
-        limit = limits.thresholds[frontier.owner]
-        decided = decided | (frontier.upper <= limit) | (known > limit)
+        above = lower > limits.thresholds
+        if limits.together is not None:
+            above = torch.isin(limits.together, limits.together[above])
+        decided = decided | (frontier.upper <= limits.thresholds[frontier.owner]) | above[frontier.owner]
     return decided
 
 

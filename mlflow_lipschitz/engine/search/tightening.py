@@ -26,7 +26,6 @@ from mlflow_lipschitz.engine.propagation.slopes import families_of, relaxed
 from mlflow_lipschitz.engine.rules.registry import SOURCES, rule_for
 from mlflow_lipschitz.engine.search.splits import depend_on_objective
 
-_DECAY = float(__import__("os").environ.get("D", "0.9"))
 # A range of this relative width is what rounding left of a single number.
 _EXACT = 2.0**-40
 
@@ -133,7 +132,7 @@ def _optimized(problem: Problem, bounds: Sequence[NodeBounds], target: int, coef
             bound = upper_bounds(problem, relaxed(problem.graph, bounds, families, chosen), target, coeffs)[:, 0, 0]
             total = bound.sum()  # rows share no slopes, so their sum separates
         best = bound.detach() if best is None else torch.minimum(best, bound.detach())
-        if step == effort.steps or not total.requires_grad:
+        if step == effort.steps or not total.requires_grad or time.monotonic() >= effort.deadline:
             break
         adam.step(torch.autograd.grad(total, leaves, allow_unused=True))
     assert best is not None
