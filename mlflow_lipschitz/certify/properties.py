@@ -7,7 +7,8 @@ min over the box of Aᵢ·f(x) > bᵢ. Boxes for which that cannot be shown are 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -29,6 +30,7 @@ from mlflow_lipschitz.vnnlib.unsafe_set import UnsafeSet
 _FIRST_HUNT = 0.1  # of the time, at most, before anything is proved
 _HUNTING = 0.2  # of the time, at most, while pieces are proved
 _LEAST_HUNT = 0.05  # seconds
+_FIRST_BOXES = 0.15  # of the time, at most, before values are cut
 _ROWS_PER_PIECE = 8  # of the linear forms in flight
 
 
@@ -123,13 +125,20 @@ class _Search:
         return PropertyAnswer("undecided", None, coverage.judged, reason)
 
     def _coverage(self, chunk_size: int) -> Coverage:
-        if is_for_units(self.numbers):
+        if not is_for_units(self.numbers):
+            return self._by_boxes(chunk_size, self._over)
+        # Some properties of many inputs are easy for boxes all the same.
+        found = self._by_boxes(chunk_size, lambda: self._over() or self._seconds >= _FIRST_BOXES * self.timeout)
+        if not found.complete and not self._over():
             until = self.began + self.timeout
             found = prove(self.problem, self.numbers, self._look, self._over, (chunk_size, until))
-            if found.complete or self._over():
-                return replace(found, reason="" if found.complete else "stopped")
+        if not found.complete and not self._over():
+            found = self._by_boxes(chunk_size, self._over)
+        return found
+
+    def _by_boxes(self, chunk_size: int, stop: Callable[[], bool]) -> Coverage:
         batch = max(1, chunk_size // _ROWS_PER_PIECE)
-        return cover(self.numbers.roots, partial(self._judge, chunk_size), batch=batch, stop=self._over)
+        return cover(self.numbers.roots, partial(self._judge, chunk_size), batch=batch, stop=stop)
 
     def _look(self, cases: Tensor, points: Tensor) -> None:
         if self.hunt.seconds <= _HUNTING * self._seconds:

@@ -79,7 +79,7 @@ def prove(
     )
     if bool((found.upper <= thresholds).all()):
         return Coverage(True, found.parts)
-    return Coverage(False, found.parts, "some conditions stay possible")
+    return Coverage(False, found.parts, "stopped")
 
 
 def upper_of(part: Problem, bounds: Sequence[NodeBounds], numbers: PropertyNumbers) -> Tensor:
