@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from mlflow_lipschitz.certify.branching import Bracket, rows_at, with_tighter_values
+from mlflow_lipschitz.certify.branching import rows_at, with_tighter_values
 from mlflow_lipschitz.certify.budget import Budget
 from mlflow_lipschitz.certify.property_numbers import PropertyNumbers
 from mlflow_lipschitz.engine.attack.ascent import enclose_at
@@ -69,10 +69,9 @@ def prove(
     seconds = max(0.0, deadline - time.monotonic()) / len(cases)
     ranges, _ = with_tighter_values(part, ranges, cases, Budget(seconds), effort)
     asked_rows = rows_at(part, ranges, (case, torch.zeros_like(case)), -rows[:, None, None])
-    start = Bracket(known, torch.full_like(known, -torch.inf), asked_rows.problem.region.box.lower.clone())
     found = search(
         asked_rows,
-        (start.upper, start.lower, start.at),
+        (known, torch.full_like(known, -torch.inf), asked_rows.problem.region.box.lower.clone()),
         lambda owner, x: _reached(asked_rows, case, look, owner, x),
         effort,
         Limits(max(0.0, deadline - time.monotonic()), 0.0, thresholds, _BATCH, stop=stop),

@@ -69,7 +69,8 @@ def extreme(
     target = _line(problem, upper_form(problem, bounds, *objective))
     solved = _largest(_lines(problem, bounds, held, chosen), target)
     if solved is None:
-        return torch.full((problem.region.points,), torch.inf, dtype=torch.float64), problem.region.box.lower
+        nothing = torch.full((problem.region.points,), torch.inf, dtype=torch.float64, device=problem.device)
+        return nothing, problem.region.box.lower
     unit, duals = (values.to(problem.device) for values in solved)
     form = weighed_form(problem, bounds, objective, held, _betas(held, chosen, duals))
     return concretize(problem, form)[:, 0, 0], _point(problem, unit)
