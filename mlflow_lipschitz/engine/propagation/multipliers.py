@@ -57,13 +57,15 @@ def weighed_form(
 
     Args:
         objective: target and coefficients (parts, 1, 1, *shape of target).
-        held: conditions on nodes before the target.
+        held: conditions on nodes up to the target.
         betas: per node with conditions, (parts, 1, *shape), none negative.
     """
     target, coeffs = objective
     if not held:
         return upper_form(problem, bounds, target, coeffs)
     more, constant = charged(held, betas)
+    if target in more:
+        coeffs = coeffs + more.pop(target)
     form = upper_form(problem, bounds, target, coeffs, more)
     size = form.offset.detach().abs() + constant.detach().abs()
     return InputForm(form.coeffs, form.offset + constant + error_bound(size, 1))
