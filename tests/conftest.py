@@ -7,6 +7,10 @@ import os
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests import torch_exports, type_checks
+
+type_checks.install("mlflow_lipschitz")
+
 settings.register_profile(
     "ci", max_examples=12, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -15,3 +19,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 # Test processes share the cores.
 torch.set_num_threads(1)
+
+
+def pytest_runtest_setup() -> None:
+    torch_exports.parse_translations_once()
