@@ -26,16 +26,19 @@ from mlflow_lipschitz.pipeline.intake import TracedModel, rows_for, traced_model
 from mlflow_lipschitz.pipeline.measure import Arrays, MeasureOptions, Progress, counterexamples, measure
 from mlflow_lipschitz.pipeline.on_pass import promoted_on_pass, refuse_alias_without_version
 from mlflow_lipschitz.pipeline.probes import probe_points
+from mlflow_lipschitz.pipeline.proving import region_arrays, second_proof
 from mlflow_lipschitz.pipeline.question import Question, question_of
 from mlflow_lipschitz.pipeline.row_bounds import table_columns
 from mlflow_lipschitz.pipeline.tracking import audit_run
 from mlflow_lipschitz.pipeline.workplace import workplace
 from mlflow_lipschitz.policy import AuditPolicy, load_policy
 from mlflow_lipschitz.registry.attestation import Attestation, Evidence, make_attestation
+from mlflow_lipschitz.registry.keys import SigningKey, signing_key
 from mlflow_lipschitz.registry.loading import Served
-from mlflow_lipschitz.registry.promotion import PromotionResult
+from mlflow_lipschitz.registry.promotion import PromotionOptions, PromotionResult
 from mlflow_lipschitz.registry.pull import PulledModel, pull
-from mlflow_lipschitz.report.content import ReportContent
+from mlflow_lipschitz.registry.trust import ENVIRONMENT, TrustSources, trust_from
+from mlflow_lipschitz.report.content import UNSIGNED, ReportContent
 from mlflow_lipschitz.rows import AuditedRows, Data
 
 
@@ -49,6 +52,8 @@ class AuditOptions:
         resume: go on from the finished rows in `out`.
         chunk_size: rows worked on at a time; None takes the default.
         tracking_uri: MLflow store; None takes MLflow's current one.
+        sign_key: file of the private key; None takes LIPSCHITZ_SIGNING_KEY, and without that the attestation is UNSIGNED.
+        trust: whose signatures count, for the baseline and for `gate.on_pass`; by default what the environment says.
     """
 
     device: str = "auto"
@@ -56,6 +61,8 @@ class AuditOptions:
     resume: bool = False
     chunk_size: int | None = None
     tracking_uri: str | None = None
+    sign_key: str | Path | None = None
+    trust: TrustSources = ENVIRONMENT
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,8 @@ def audit(
     """
     options = options or AuditOptions()
     resolve_device(options.device)
+    # Keys that cannot be used are said before any work.
+    trust_from(options.trust), signing_key(options.sign_key)
     with workplace(out) as directory:
         policy = policy if isinstance(policy, AuditPolicy) else load_policy(policy)
         pulled = pull(model_uri, trust_pickle=options.trust_pickle, tracking_uri=options.tracking_uri)
@@ -115,7 +124,8 @@ def audit(
             except RegistryError as error:
                 raise AuditError(f"{error}\nThe bounds and reports are kept in {directory}") from error
         passed = result.verdict.status == "passed"
-        promotion = promoted_on_pass(policy, pulled, run_id, options.tracking_uri) if passed else None
+        how = PromotionOptions(tracking_uri=options.tracking_uri, trust=options.trust)
+        promotion = promoted_on_pass(policy, pulled, run_id, how) if passed else None
     return replace(result, run_id=run_id, promotion=promotion)
 
 
@@ -130,11 +140,12 @@ def audit_rows(
 ) -> AuditResult:
     """The audit itself, of a pulled model on checked rows. Writes into `directory` only; logs nothing."""
     options, started = options or AuditOptions(), time.perf_counter()
+    key = signing_key(options.sign_key)
     traced = traced_model(pulled, rows, policy)
     graph, rows, outputs = traced.graph, traced.rows, traced.entries
     policy.bind(rows.feature_names, outputs, fixed=rows.fixed_names, looked_up=rows.looked_up)
     question = question_of(policy, rows, outputs)
-    baseline = baseline_of(policy, rows, options.tracking_uri)
+    baseline = baseline_of(policy, rows, options.tracking_uri, trust_from(options.trust))
     fidelity = _replayed(traced, _served_by_name(pulled, rows), question)
 
     arrays = measure(graph, rows, question, directory, _measure_options(options, policy), progress)
@@ -150,12 +161,12 @@ def audit_rows(
     )
 
     certificates = _certificates(graph, rows, question, arrays, outputs)
-    described = facts(policy, question, graph.content_hash(), fidelity, certificates.method, rows)
-    content = _content(pulled, policy, verdict, table, certificates, described)
+    described = {**facts(policy, question, graph, fidelity, certificates.method, rows), **second_proof(arrays)}
+    content = replace(_content(pulled, policy, verdict, table, certificates, described), attested=_signer(key))
     metrics = {**table.metrics(), **verdict.metrics(), "lipschitz/seconds_total": seconds}
-    hashes = write_artifacts(directory, table, policy, certificates, content)
-    evidence = Evidence(metrics, hashes, graph.content_hash(), rows=rows_digest(rows))
-    attestation = make_attestation(pulled, policy, verdict, evidence)
+    hashes = write_artifacts(directory, table, policy, (graph, certificates), content)
+    evidence = Evidence(metrics, hashes, graph.content_hash(), rows=rows_digest(rows), method=certificates.method)
+    attestation = make_attestation(pulled, policy, verdict, evidence, key)
     (directory / "attestation.json").write_text(attestation.to_json(), encoding="utf-8")
     found = (pulled, policy, rows, graph.content_hash(), fidelity, table, verdict, metrics, content, attestation)
     return AuditResult(*found, directory)
@@ -194,16 +205,11 @@ def _measure_options(options: AuditOptions, policy: AuditPolicy) -> MeasureOptio
 def _certificates(
     graph: Graph, rows: AuditedRows, question: Question, arrays: Arrays, outputs: tuple[str, ...]
 ) -> Certificates:
-    claims = ["lipschitz_upper", "lipschitz_lower"]
+    claims = ["lipschitz_upper"]
     claims += [] if question.output == "margin" else ["derivative_lower", "derivative_upper"]
     claims += [] if question.max_radius is None else ["radius"]
-    region = {
-        "points": rows.points,
-        "radius_per_feature": question.radius,
-        "feature_scale": question.unit,
-        "domain_lower": question.domain[0],
-        "domain_upper": question.domain[1],
-    }
+    known = {"points": rows.points, **region_arrays(question)}
+    known |= {name: arrays[name] for name in ("labels", "lipschitz_lower", "served_error") if name in arrays}
     return Certificates(
         graph_hash=graph.content_hash(),
         objective="margin" if question.output == "margin" else outputs[question.output],
@@ -211,9 +217,16 @@ def _certificates(
         method=", ".join(np.unique(arrays["method"]).tolist()),
         point_ids=tuple(rows.point_ids.tolist()),
         feature_names=rows.feature_names,
-        arrays={**region, **{name: arrays[name] for name in claims}},
+        arrays={**known, **{name: arrays[f"claimed_{name}"] for name in claims}},
         counterexamples=counterexamples(rows, question, arrays),
+        output=question.output,
+        unproved=tuple(rows.point_ids[~arrays["reproved"]].tolist()),
+        radius_arithmetic=question.arithmetic,
     )
+
+
+def _signer(key: SigningKey | None) -> str:
+    return f"signed by {key.public.keyid}" if key else UNSIGNED
 
 
 def _content(
