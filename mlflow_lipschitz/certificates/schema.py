@@ -14,7 +14,7 @@ SCHEMA = "mlflow-lipschitz/certificates/v2"
 
 STATEMENTS = {
     "lipschitz_upper": "for each point, no gradient in the region has a larger dual norm (scaled by feature_scale)",
-    "lipschitz_lower": "for each point, some gradient attained in the region has at least this dual norm  (not re-proved)",
+    "lipschitz_lower": "for each point, some gradient attained in the region has at least this dual norm (not proved again)",
     "derivative_lower": "for each point and feature, every partial derivative in the region is at least this",
     "derivative_upper": "for each point and feature, every partial derivative in the region is at most this",
     "radius": "for each point, the decision does not change within this distance (in units of the perturbation)",

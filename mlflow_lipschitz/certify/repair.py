@@ -69,6 +69,8 @@ def further_cut(rows: Rows, evidence: SearchEvidence, leaves: Sequence[int], eff
     if not layout.nodes or not len(leaves):
         return evidence
     paths, owners = _paths(evidence)
+    # Where few features move the region itself was cut: such trees are whole, and cannot be cut in another way.
+    leaves = [leaf for leaf in leaves if all(cut[0] in layout.nodes for cut in paths[leaf])]
     chosen: dict[int, tuple[int, int, list[float]]] = {}
     betas: list[tuple[int, int, int, float]] = []
     tried = set(evidence.beta_at.tolist())

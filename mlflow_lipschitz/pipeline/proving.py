@@ -32,7 +32,7 @@ from mlflow_lipschitz.engine.propagation.pre_activation import Refinement
 from mlflow_lipschitz.engine.search.bounding import Effort
 from mlflow_lipschitz.engine.search.parts import Rows
 from mlflow_lipschitz.pipeline.question import Question
-from mlflow_lipschitz.pipeline.repairing import repaired, tree_arrays
+from mlflow_lipschitz.pipeline.repairing import capped, repaired, tree_arrays
 
 Arrays = dict[str, np.ndarray]
 
@@ -130,7 +130,8 @@ def _lipschitz_trees(subject: Subject, stated: Arrays, question: Question, found
     rows = lipschitz_rows(subject.graph, region, question.norm, objectives, question.unit)
     target = _allowed(found.arrays["lipschitz_upper"], limit)[owner] * (1 - _LOOSER / 10)
     target = target * np.abs(target) if DUAL[question.norm] == "l2" else target
-    trees = repaired(rows, (problem, owner), found.lipschitz.trees, target, Effort(Refinement(_FORMS)))
+    trees = capped(found.lipschitz.trees)
+    trees = repaired(rows, (problem, owner), trees, target, Effort(Refinement(_FORMS)))
     return tree_arrays("lipschitz", trees)
 
 
@@ -148,7 +149,8 @@ def _derivative_trees(subject: Subject, stated: Arrays, question: Question, foun
     assert not isinstance(subject.output, str)
     rows = derivative_rows(subject.graph, question.region(stated["points"]), subject.output, searched)
     cuts: Literal["region", "ranges"] = "region" if _cuts_input(searched, rows) else "ranges"
-    trees = repaired(rows, (problem, point), searched.trees, target, Effort(Refinement(_FORMS), cuts=cuts))
+    effort = Effort(Refinement(_FORMS), cuts=cuts)
+    trees = repaired(rows, (problem, point), capped(searched.trees), target, effort)
     return named | tree_arrays("derivative", trees)
 
 

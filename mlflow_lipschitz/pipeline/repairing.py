@@ -17,11 +17,20 @@ from mlflow_lipschitz.engine.search.parts import Rows
 
 # No limit of time, so that results repeat.
 _ROUNDS, _MOST_TIMES, _AT_LEAST = 24, 4, 256
+_MOST_NODES = 200_000  # of all trees of a chunk of rows
 
 
 def tree_arrays(kind: str, trees: SearchEvidence) -> dict[str, np.ndarray]:
     """The trees under the names that certificates have for them."""
     return {f"{kind}/tree/{name}": values for name, values in asdict(trees).items()}
+
+
+def capped(trees: SearchEvidence) -> SearchEvidence:
+    """Trees that the checker can hold in memory together; larger ones are left out, and their questions have one part."""
+    most = _MOST_NODES // max(1, len(trees.sizes))
+    if bool((trees.sizes <= most).all()):
+        return trees
+    return SearchEvidence.joined([t if len(t.node) <= most else SearchEvidence.uncut(1) for t in trees.split()])
 
 
 def repaired(
@@ -35,16 +44,15 @@ def repaired(
         target: (questions,) upper bounds to be proved.
     """
     kind, (problem, owner) = "repaired", questions
-    pieces = trees.split()
-    open_ = np.flatnonzero([len(piece.node) > 0 for piece in pieces])
+    pieces, open_ = trees.split(), np.arange(len(trees.sizes))
     for _ in range(_ROUNDS):
-        part = SearchEvidence.joined([pieces[question] for question in open_]) if len(open_) else None
-        if part is None:
+        if not len(open_):
             break
+        part = SearchEvidence.joined([pieces[question] for question in open_])
         leaves, bounds = part_bounds(_some(problem, open_), owner[open_], tree_arrays(kind, part), kind)
         failing = bounds > target[open_][leaves.root]
-        grown = {int(q): len(pieces[q].node) > _MOST_TIMES * len(trees.split()[q].node) + _AT_LEAST for q in open_}
-        worth = failing & ~np.array([grown[int(open_[root])] for root in leaves.root], dtype=bool)
+        grown = part.sizes > _MOST_TIMES * trees.sizes[open_] + _AT_LEAST
+        worth = failing & ~grown[leaves.root]
         if not worth.any():
             break
         cut = further_cut(_rows(rows, open_), part, leaves.at[worth].tolist(), effort).split()

@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 
 from mlflow_lipschitz.certify import certify_lipschitz, certify_monotonicity
+from mlflow_lipschitz.certify.repair import derivative_rows, further_cut
 from mlflow_lipschitz.checker.derivation import Subject, derivative_range, lipschitz_upper
+from mlflow_lipschitz.engine.domains.region import Box
 from mlflow_lipschitz.engine.ir.graph import Graph
-from mlflow_lipschitz.pipeline import proving
+from mlflow_lipschitz.engine.propagation.pre_activation import Refinement
+from mlflow_lipschitz.engine.search.bounding import Effort
+from mlflow_lipschitz.engine.search.evidence import SearchEvidence
+from mlflow_lipschitz.pipeline import proving, repairing
 from mlflow_lipschitz.pipeline.proving import Found, proved_again, region_arrays, second_proof
 from mlflow_lipschitz.pipeline.question import Question
 from tests.checker.certified import SEARCH, asked, increasing, mlp
@@ -93,3 +98,32 @@ def test_a_network_too_large_for_the_checker_claims_nothing(
     assert (result["claimed_lipschitz_upper"] == np.inf).all() and (result["claimed_derivative_lower"] == -np.inf).all()
     assert (result["lipschitz_upper"] == found.arrays["lipschitz_upper"]).all()
     assert "no row" in second_proof({**result, "recheck_seconds": np.zeros(4)})["second proof"]
+
+
+def test_regions_cut_themselves_and_regions_cut_inside_are_proved_together() -> None:
+    graph = mlp("relu", (5, 8, 6, 1), 6)
+    points = np.random.default_rng(6).normal(size=(4, 5))
+    # In two rows three features move, and their regions are cut themselves; in the others all five do.
+    lower, upper = points - 0.8, points + 0.8
+    lower[:2, 3:] = upper[:2, 3:] = points[:2, 3:]
+    signs = certify_monotonicity(graph, points, Box(lower, upper), budget=SEARCH, device="cpu", evidence=True)
+    assert signs.searched is not None
+    cut = set(signs.searched.trees.node.tolist()) - {-1}
+    assert graph.input in cut and len(cut) > 1, "both ways of cutting have to occur"
+    rows = derivative_rows(graph, Box(lower, upper), 0, signs.searched)
+    leaves = np.flatnonzero(signs.searched.trees.node < 0).tolist()
+    for cuts in ("region", "ranges"):
+        more = further_cut(rows, signs.searched.trees, leaves, Effort(Refinement(4096), cuts=cuts))
+        assert len(more.node) >= len(signs.searched.trees.node) and more.sizes.sum() == len(more.node)
+
+
+def test_trees_too_large_for_memory_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = SearchEvidence.uncut(1)
+    grown = replace(
+        tree, node=np.array([0, -1, -1]), entry=np.zeros(3, np.int64), place=np.zeros(3), sizes=np.array([3]),
+        empty=np.zeros(3, dtype=bool),
+    )  # fmt: skip
+    both = SearchEvidence.joined([grown, tree])
+    assert repairing.capped(both) is both
+    monkeypatch.setattr(repairing, "_MOST_NODES", 4)
+    assert repairing.capped(both).sizes.tolist() == [1, 1]

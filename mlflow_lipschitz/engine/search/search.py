@@ -81,7 +81,7 @@ def search(
     settled = torch.full_like(upper, -torch.inf)  # the largest bound among parts that need no further cut
     owner, inherited = torch.arange(len(upper), device=upper.device), upper
     splits, counts = Splits.none(len(upper), upper.device), torch.zeros_like(upper, dtype=torch.int64)
-    frontier = leaves = Frontier.empty(upper.device, cuts)
+    frontier, leaves = Frontier.empty(upper.device, cuts), []
     while True:
         for piece in torch.arange(len(owner), device=upper.device).split(2 * batch):
             who, which = owner[piece], splits.select(piece)
@@ -93,7 +93,7 @@ def search(
         counts.index_add_(0, owner, torch.ones_like(owner))
         decided = _decided(frontier, lower, limits) | (counts[frontier.owner] >= limits.parts)
         settled = settled.scatter_reduce(0, frontier.owner[decided], frontier.upper[decided], "amax")
-        leaves = leaves.joined(frontier.select(decided.nonzero()[:, 0])) if effort.keep else leaves
+        leaves += [frontier.select(decided.nonzero()[:, 0])] if effort.keep else []
         frontier = frontier.select((~decided).nonzero()[:, 0])
         over = time.monotonic() >= deadline or len(frontier.owner) >= _MOST_PARTS or limits.stop()
         if len(frontier.owner) == 0 or over:
@@ -102,7 +102,7 @@ def search(
         owner, inherited = chosen.owner.repeat(cuts + 1), chosen.upper.repeat(cuts + 1)
         splits = chosen.splits.cut(chosen.entry, chosen.places)
     remaining = settled.scatter_reduce(0, frontier.owner, frontier.upper, "amax")
-    kept = leaves.joined(frontier) if effort.keep else None
+    kept = frontier.joined(*leaves) if effort.keep else None
     return Found(torch.maximum(torch.minimum(upper, remaining), lower), lower, at, int(counts.sum()), kept)
 
 
