@@ -161,7 +161,7 @@ def audit_rows(
     )
 
     certificates = _certificates(graph, rows, question, arrays, outputs)
-    described = {**facts(policy, question, graph, fidelity, certificates.method, rows), **second_proof(arrays)}
+    described = facts(policy, question, graph, fidelity, certificates.method, rows) | second_proof(arrays, directory)
     content = replace(_content(pulled, policy, verdict, table, certificates, described), attested=_signer(key))
     metrics = {**table.metrics(), **verdict.metrics(), "lipschitz/seconds_total": seconds}
     hashes = write_artifacts(directory, table, policy, (graph, certificates), content)

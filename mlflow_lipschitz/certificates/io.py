@@ -18,7 +18,7 @@ from mlflow_lipschitz.engine.ir.graph import Graph
 from mlflow_lipschitz.safe_loading.archives import read_npz
 
 CERTIFICATES, NUMBERS, GRAPH = "certificates.json", "certificates.npz", "graph.npz"
-EVIDENCE = "evidence/"
+EVIDENCE, EVIDENCE_FILE = "evidence/", "evidence.npz"
 # Arrays that all points have in common.
 PER_FEATURE = ("radius_per_feature", "feature_scale", "domain_lower", "domain_upper")
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from mlflow_lipschitz.audited_rows import AuditedRows
-from mlflow_lipschitz.certificates.io import write_certificates
+from mlflow_lipschitz.certificates.io import EVIDENCE_FILE, write_certificates
 from mlflow_lipschitz.certificates.schema import Certificates
 from mlflow_lipschitz.certify.budget import Budget
 from mlflow_lipschitz.certify.deployed import REAL, why_unserved
 from mlflow_lipschitz.engine.ir.graph import Graph
 from mlflow_lipschitz.gate.table import BoundsTable
-from mlflow_lipschitz.pipeline.measure import EVIDENCE_FILE
 from mlflow_lipschitz.pipeline.question import NO_LIMIT_S, Question
 from mlflow_lipschitz.policy import AuditPolicy
 from mlflow_lipschitz.registry.manifest import sha256_of
@@ -61,7 +59,7 @@ def write_artifacts(
 
 def facts(
     policy: AuditPolicy, question: Question, graph: Graph, fidelity: Any, method: str, rows: AuditedRows
-) -> Mapping[str, str]:
+) -> dict[str, str]:
     """What a reader needs to judge and to repeat the audit."""
     perturbation = policy.perturbation
     radius = perturbation.radius

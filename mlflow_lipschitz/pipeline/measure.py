@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_lipschitz.certificates.io import EVIDENCE, read_arrays, write_arrays, write_evidence
+from mlflow_lipschitz.certificates.io import EVIDENCE, EVIDENCE_FILE, read_arrays, write_arrays, write_evidence
 from mlflow_lipschitz.certificates.schema import Counterexample
 from mlflow_lipschitz.certify import certified_radius, certify_lipschitz, certify_monotonicity, find_violation
 from mlflow_lipschitz.certify.monotonicity import MonotonicityCertificate
@@ -27,7 +27,6 @@ from mlflow_lipschitz.pipeline.question import Question
 from mlflow_lipschitz.rows import AuditedRows
 
 DEFAULT_CHUNK = 32
-EVIDENCE_FILE = "evidence.npz"
 
 Progress = Callable[[int, int, float], None]
 Arrays = dict[str, np.ndarray]

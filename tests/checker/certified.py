@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_lipschitz.certificates.io import NUMBERS, sections, write_certificates
+from mlflow_lipschitz.certificates.io import EVIDENCE_FILE, NUMBERS, sections, write_certificates
 from mlflow_lipschitz.certificates.schema import Certificates
 from mlflow_lipschitz.certify.budget import Budget
 from mlflow_lipschitz.checker.arithmetic import FLOATS, Arithmetic
 from mlflow_lipschitz.checker.derivation import Subject
 from mlflow_lipschitz.engine.ir import ops
 from mlflow_lipschitz.engine.ir.graph import Graph, GraphBuilder
-from mlflow_lipschitz.pipeline.measure import EVIDENCE_FILE, MeasureOptions, measure
+from mlflow_lipschitz.pipeline.measure import MeasureOptions, measure
 from mlflow_lipschitz.pipeline.proving import region_arrays
 from mlflow_lipschitz.pipeline.question import MonotoneQuestion, Question
 from mlflow_lipschitz.rows import AuditedRows

@@ -71,11 +71,14 @@ def problems(graph: Graph, seed: int, radius: float, norm: str) -> tuple[Problem
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("name", NETWORKS)
 def test_at_a_point_every_range_holds_the_rational_value(name: str, seed: int) -> None:
-    """Nothing is relaxed where the input does not move: the rational bounds are the value, and nothing hides a lost error."""
+    """Nothing is relaxed where the input does not move: the rational bounds are the value, and nothing hides a lost error.
+
+    Curves are asked about float64 numbers, rounded outward also in rational mode: behind one, the value has a bit of room.
+    """
     floats, rationals = problems(NETWORKS[name](seed), seed, 0.0, "linf")
     (rough, _), (true, _) = bound_nodes(floats, None), bound_nodes(rationals, None)
     for index, node in rough.items():
-        if name in ("affine", "products", "matrix products") or isinstance(floats.graph.nodes[index].op, ops.Linear):
+        if name in ("affine", "products", "matrix products"):
             assert (true[index].lower == true[index].upper).all()
         assert (node.lower <= true[index].lower).all() and (true[index].upper <= node.upper).all()
     low, high = bound_entries(floats)
