@@ -204,7 +204,8 @@ def _take_derivatives(
 def _taken(found: np.ndarray, again: np.ndarray, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Upper bounds: what is reported, what is claimed, and whether the two are the same."""
     roomy = np.where(again == 0, 0.0, again + np.abs(again) * _ROOM)
-    claimed = np.where(np.isnan(roomy), np.inf, np.maximum(roomy, found))
+    # Of a number that is none, the table makes an error; a certificate claims nothing of it.
+    claimed = np.where(np.isnan(roomy) | np.isnan(found), np.inf, np.maximum(roomy, found))
     # A bound that is not finite claims nothing, and needs no proof.
     agree = (claimed <= allowed) | (claimed == found)
     return np.where(agree, claimed, found), claimed, agree

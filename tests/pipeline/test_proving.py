@@ -71,6 +71,14 @@ def test_a_bound_too_good_to_be_proved_is_not_taken_back_quietly(case: tuple[Gra
     assert "3 of 4 rows" in told(result) and "looser" in told(result)
 
 
+def test_of_a_number_that_is_none_nothing_is_claimed(case: tuple[Graph, Question, Found]) -> None:
+    graph, question, found = case
+    arrays = {**found.arrays, "lipschitz_upper": found.arrays["lipschitz_upper"] * np.array([1.0, np.nan, 1.0, 1.0])}
+    result, _ = proved_again(graph, POINTS, question, replace(found, arrays=arrays))
+    assert result["claimed_lipschitz_upper"][1] == np.inf and not result["reproved"][1]
+    assert np.isnan(result["lipschitz_upper"][1]), "the table has to see it, and make the row an error"
+
+
 def test_the_looser_number_is_reported_where_it_is_close(case: tuple[Graph, Question, Found]) -> None:
     graph, question, found = case
     arrays = {**found.arrays, "lipschitz_upper": found.arrays["lipschitz_upper"] * 0.995}
