@@ -209,7 +209,9 @@ def chain_of(op: Any, shape: tuple[int, ...]) -> Chain | None:
         return None
     value = getattr(op, "value", 0.0)
     bias = np.where(moved < 0, value, 0.0) if value else None
-    return Chain((Gather(moved.ravel(), math.prod(shape)),), bias, moved.shape, shape)
+    source = moved.ravel()
+    stages = () if np.array_equal(source, _numbers(shape).ravel()) else (Gather(source, math.prod(shape)),)
+    return Chain(stages, bias, moved.shape, shape)
 
 
 def _moved(op: Any, numbers: np.ndarray) -> np.ndarray | None:

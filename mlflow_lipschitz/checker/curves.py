@@ -21,7 +21,7 @@ from mlflow_lipschitz.checker.curve_table import Name, Parameters, Piece, Row, r
 from mlflow_lipschitz.checker.jets import ULP, UNDERFLOW, Array, Jet, Range, exactly, limited, plus, variable
 
 # Into how many segments an interval is divided; more only where the first leave too much room.
-_SEGMENTS, _LOOSE, _ROUNDING = (16, 64), 1e-3, 1e-12
+_SEGMENTS, _LOOSE, _ROUNDING = (4, 16, 64), 1e-3, 1e-12
 # How many segments are looked at together: a bound on memory.
 _CHUNK = 2**16
 _SAMPLES = 20
