@@ -198,7 +198,8 @@ def chain_of(op: Any, shape: tuple[int, ...]) -> Chain | None:
     if isinstance(op, ops.Conv):
         return _convolution(op, shape)
     if isinstance(op, ops.ScaleShift):
-        scale = () if op.scale is None else (Scale(np.broadcast_to(op.scale, shape).ravel()),)
+        factor = np.broadcast_to(1.0 if op.scale is None else op.scale, shape).ravel()
+        scale = () if (factor == 1).all() else (Scale(factor),)
         return Chain(scale, None if op.shift is None else np.broadcast_to(op.shift, shape), shape, shape)
     if isinstance(op, ops.Sum):
         kept = op.output_shape(shape)

@@ -155,8 +155,7 @@ def _around_curve(op: ops.Elementwise, z: Range, slopes: Slopes | None, rounding
         above, below = curves.default_slopes(op.curve, op.parameters, low, high)
         if given is not None:
             above, below = (np.where(np.isfinite(s), s, d) for s, d in zip(given, (above, below), strict=True))
-    top = curves.offset_above(op.curve, op.parameters, low, high, above, 1)
-    bottom = -curves.offset_above(op.curve, op.parameters, low, high, -below, -1)
+    top, bottom = curves.offsets(op.curve, op.parameters, low, high, above, below)
     above, top, below, bottom = (rounding.array(x) for x in (above, top, below, bottom))
     return Planes((0,), (above,), top, (below,), bottom)
 

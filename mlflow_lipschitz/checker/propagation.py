@@ -20,7 +20,7 @@ from mlflow_lipschitz.engine.ir import ops
 from mlflow_lipschitz.engine.ir.graph import Graph
 
 # Numbers in the linear forms that are in flight.
-_ENTRIES = 1 << 18
+_ENTRIES = 1 << 17
 
 
 def bound_entries(problem: Problem, owner: np.ndarray | None = None) -> Range:
