@@ -36,7 +36,7 @@ from tests.soundness.served_radii import changed_decisions
 
 # One network in so many has points of another scale; is made of an ONNX model, or a torch module; is asked for radii; is served
 # in a coarser format too.
-_SCALED_EVERY, _LOWERED_EVERY, _TRACED_EVERY, _RADIUS_EVERY, _COARSE_EVERY = 6, 4, 100, 2, 3
+_SCALED_EVERY, _LOWERED_EVERY, _TRACED_EVERY, _RADIUS_EVERY, _COARSE_EVERY = 6, 4, 100, 4, 3
 _WORST = 2  # points per row at which the exact values are worked out, besides its center
 
 
