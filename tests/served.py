@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -150,14 +150,22 @@ class _Program:
         """A convolution, or the transpose of one, by the matrix that it is."""
         inner: ops.Conv = op.inner if isinstance(op, ops.Adjoint) else op
         source = op.shape if isinstance(op, ops.Adjoint) else tuple(x.shape[1:])
-        matrix, flat = _matrix(inner, source), x.reshape(len(x), 1, -1)
+        matrix, reached = (
+            _matrix(inner, source),
+            _matrix(replace(inner, weight=np.ones_like(inner.weight)), source) != 0,
+        )
         if isinstance(op, ops.Adjoint):
-            return self._sum(flat * self._constant(matrix.T)).reshape(-1, *op.shape)
+            return self._sum(self._products(x, matrix.T, reached.T)).reshape(-1, *op.shape)
         shape = op.output_shape(source)
         bias = None
         if op.bias is not None:
             bias = np.broadcast_to(op.bias.reshape(-1, *(1,) * op.spatial_axes), shape).reshape(-1)
-        return self._sum(flat * self._constant(matrix), bias).reshape(-1, *shape)
+        return self._sum(self._products(x, matrix, reached), bias).reshape(-1, *shape)
+
+    def _products(self, x: Tensor, matrix: np.ndarray, reached: np.ndarray) -> Tensor:
+        """No kernel multiplies what it does not reach, were it infinite."""
+        products = x.reshape(len(x), 1, -1) * self._constant(matrix)
+        return torch.where(torch.from_numpy(reached), products, 0.0)
 
 
 def moved(op: Any, x: Tensor) -> Tensor:
