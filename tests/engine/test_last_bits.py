@@ -96,19 +96,24 @@ def test_planes_around_products_are_those_of_the_textbook() -> None:
 def test_what_the_first_operand_of_a_maximum_leaves_over() -> None:
     """(1 − s) g, for any s in [0, 1]; s · g is not known, so that nothing else hides the product's rounding."""
     rng = np.random.default_rng(0)
-    ends = np.sort(rng.choice([0.0, 1.0, 0.1, 1e-20, 1 - 2.0**-53, 0.7], (2, 300)), axis=0)
-    step = Interval(*(torch.from_numpy(end).reshape(-1, 1, 1) for end in ends))
-    whole = ends_of(rng, 300)
+    ends = np.where(
+        rng.random((2, 600)) < 0.5, rng.choice([0.0, 1.0, 1e-20, 1 - 2.0**-53], (2, 600)), rng.random((2, 600))
+    )
+    step = Interval(*(torch.from_numpy(end).reshape(-1, 1, 1) for end in np.sort(ends, axis=0)))
+    whole = ends_of(rng, 600)
     unknown = Interval(torch.full_like(whole.lower, -torch.inf), torch.full_like(whole.lower, torch.inf))
     got = RemainderRule().interval(ops.Remainder(), NO_WEIGHTS, unknown, step, whole)
     for s, g in corners(step, whole):
         for i, (low, high) in enumerate(zip(exact(got.lower), exact(got.upper), strict=True)):
             assert low <= (1 - s[i]) * g[i] <= high
-    certain = RemainderRule().interval(
-        ops.Remainder(), NO_WEIGHTS, unknown, Interval(step.lower * 0, step.lower * 0), whole
-    )
+    none, all_of_it = (Interval(end, end) for end in (torch.ones_like(whole.lower), torch.zeros_like(whole.lower)))
+    got = RemainderRule().interval(ops.Remainder(), NO_WEIGHTS, unknown, none, whole)
+    assert not bool(got.magnitude.any()), "all of it went to the first operand"
+    got = RemainderRule().interval(ops.Remainder(), NO_WEIGHTS, unknown, all_of_it, whole)
     positive = whole.lower > 1e-300
-    assert bool((certain.lower[positive] > 0).all()) and bool(positive.any())
+    assert bool((got.lower[positive] > 0).all()) and bool(positive.any())
+    half = RemainderRule().evaluate(ops.Remainder(), NO_WEIGHTS, number(1.5), number(0.5), number(3.0))
+    assert float(half) == 1.5
 
 
 @pytest.mark.parametrize(("low", "high"), [pair for pair in itertools.combinations_with_replacement(sorted(TINY), 2)])
@@ -186,3 +191,37 @@ def test_what_underflows_is_covered_in_proportion_to_the_largest_entry() -> None
     bounds = bound_nodes(problem, Refinement(64))
     got = upper_bounds(problem, bounds, problem.graph.output, torch.tensor([[[[1.0, 0.0]]]], dtype=torch.float64))
     assert Fraction(float(got)) >= Fraction(1e-200) ** 2 * Fraction(1e300)
+
+
+def test_the_product_with_the_objective_is_rounded_upward() -> None:
+    """Of signed numbers, and of such whose products underflow; here it is all there is."""
+    rng = np.random.default_rng(6)
+    builder = GraphBuilder()
+    builder.add(ops.Input((1,)))
+    graph = builder.build(builder.add(ops.Cotangent((4,))))
+    for scale in (1.0, 1e-200):
+        rows, objectives = rng.normal(size=(20, 4)) * scale, rng.normal(size=(5, 4)) * scale
+        problem = Problem.of(graph, Box.around(np.zeros((1, 1)), 0.0), torch.from_numpy(objectives)[None])
+        bounds = bound_nodes(problem, Refinement(64))
+        got = upper_bounds(problem, bounds, graph.output, torch.from_numpy(rows)[None, None].expand(1, 5, 20, 4))[0]
+        for objective, found in zip(objectives.tolist(), got, strict=True):
+            for row, high in zip(rows.tolist(), exact(found), strict=True):
+                true = sum(Fraction(a) * Fraction(b) for a, b in zip(row, objective, strict=True))
+                assert true <= high <= true + Fraction(1, 10**12)
+
+
+def test_rows_that_only_fill_up_a_batch_change_nothing() -> None:
+    """Around one point all units are undecided, around the other only the last."""
+    builder = GraphBuilder()
+    x = builder.add(ops.Input((3,)))
+    first = builder.add(ops.Linear(ops.frozen_array(np.eye(3) + 0.25), ops.frozen_array(np.zeros(3))), x)
+    hidden = builder.add(ops.Linear(ops.frozen_array(np.eye(3) - 0.5)), builder.add(ops.Elementwise("relu"), first))
+    last = builder.add(ops.Elementwise("relu"), hidden)
+    graph = builder.build(builder.add(ops.Linear(ops.frozen_array(np.ones((1, 3)))), last))
+    points = np.array([[0.1, 0.1, 0.1], [9.0, 2.0, 1.0]])
+    together = bound_nodes(Problem.of(graph, Box.around(points, 0.5)), Refinement(64))
+    for row in range(2):
+        alone = bound_nodes(Problem.of(graph, Box.around(points[row : row + 1], 0.5)), Refinement(64))
+        for one, both in zip(alone, together, strict=True):
+            assert torch.equal(one.interval.lower[0], both.interval.lower[row])
+            assert torch.equal(one.interval.upper[0], both.interval.upper[row])

@@ -152,10 +152,10 @@ def _beyond(
     claim: Claim, row: int, x: np.ndarray, given: dict[str, np.ndarray], outcome: Outcome
 ) -> Iterator[Violation]:
     try:
-        wrong = _too_far(claim, row, x, given, outcome)
+        wrong = too_far(claim, row, x, given, outcome)
         if wrong and is_smooth(claim.graph):
             with mpmath.workprec(CONFIRMING_BITS):
-                wrong = _too_far(claim, row, x, given, outcome)
+                wrong = too_far(claim, row, x, given, outcome)
     except BeyondTheOracle:
         outcome.counts["points beyond the oracle"] += 1
         return
@@ -163,7 +163,8 @@ def _beyond(
     yield from wrong
 
 
-def _too_far(claim: Claim, row: int, x: np.ndarray, given: dict[str, np.ndarray], outcome: Outcome) -> list[Violation]:
+def too_far(claim: Claim, row: int, x: np.ndarray, given: dict[str, np.ndarray], outcome: Outcome) -> list[Violation]:
+    """The outputs for which a program's answer at a point is not within the claim; `given` are answers by program."""
     exact, wrong, point = number(claim.graph), [], tuple(x.reshape(-1).tolist())
     for j, (bound, value) in enumerate(zip(claim.bounds[row], values_at(claim.graph, x), strict=True)):
         if not np.isfinite(bound):

@@ -27,6 +27,13 @@ def changed_decisions(
     draw = radii.ask(rng, asked.graph, asked.points, asked.norm, "deployed-float32")
     tried = radii.candidates_of(draw, torch.Generator().manual_seed(int(rng.integers(2**31))))
     tried = np.concatenate([draw.points[:, None], tried], 1).swapaxes(0, 1)
+    yield from disproved(draw, programs, tried, rows, counts)
+
+
+def disproved(
+    draw: radii.RadiusDraw, programs: Sequence[Program], tried: np.ndarray, rows: range, counts: Counter[str]
+) -> Iterator[Violation]:
+    """What the programs disprove at points (samples, rows, *input shape), of which the first are the certified ones."""
     answers = {program.name: program(tried) for program in programs}
     for row in rows:
         own = {name: found[:, row] for name, found in answers.items()}
