@@ -1,46 +1,24 @@
 """What a graph means, in exact arithmetic: an evaluator that shares no code with the engine's rules.
 
-Values and Jacobians come from dual numbers over `Fraction` (piecewise linear curves: exact) or 400-bit `mpmath` numbers (smooth
-curves: exact far beyond float64). At a kink, `side` chooses the one-sided derivative; both belong to the Clarke set.
+Values and Jacobians come from dual numbers over fractions (piecewise linear curves: exact) or 400-bit `mpmath` numbers (smooth
+curves: exact far beyond float64). At a kink, `side` chooses the one-sided derivative; all of them belong to the Clarke set.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import mpmath
 import numpy as np
-from gmpy2 import mpq
 
 from mlflow_lipschitz.engine.ir import ops
 from mlflow_lipschitz.engine.ir.graph import Graph, Node
-from tests.exact_curves import CURVES, is_rational
-
-mpmath.mp.prec = 400
-
-
-@dataclass(frozen=True, eq=False)
-class Dual:
-    """A number and its gradient by the input's entries."""
-
-    value: Any
-    gradient: np.ndarray
-
-    def __add__(self, other: Any) -> Dual:
-        if isinstance(other, Dual):
-            return Dual(self.value + other.value, self.gradient + other.gradient)
-        return Dual(self.value + other, self.gradient)
-
-    def __mul__(self, other: Any) -> Dual:
-        if isinstance(other, Dual):
-            return Dual(self.value * other.value, self.gradient * other.value + other.gradient * self.value)
-        return Dual(self.value * other, self.gradient * other)
-
-    __radd__, __rmul__ = __add__, __mul__
+from tests.exact_curves import is_rational
+from tests.exact_duals import BeyondTheOracle as BeyondTheOracle
+from tests.exact_duals import Dual, Side, Toward, curve, inverse_root, larger, logarithm, power_of_e, rational, rounded
 
 
 def is_smooth(graph: Graph) -> bool:
@@ -50,22 +28,7 @@ def is_smooth(graph: Graph) -> bool:
 
 def number(graph: Graph) -> Callable[[Any], Any]:
     """The exact number type this graph needs."""
-    return mpmath.mpf if is_smooth(graph) else _rational
-
-
-def _rational(value: Any) -> Any:
-    return mpq(float(value))
-
-
-class Side:
-    """A side of every kink; remembers whether anything lay on one."""
-
-    def __init__(self, right: bool) -> None:
-        self.right, self.met = right, False
-
-    def __bool__(self) -> bool:
-        self.met = True
-        return self.right
+    return mpmath.mpf if is_smooth(graph) else rational
 
 
 def one_sided(graph: Graph, x: np.ndarray) -> Iterator[np.ndarray]:
@@ -77,18 +40,31 @@ def one_sided(graph: Graph, x: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def values_at(graph: Graph, x: np.ndarray) -> np.ndarray:
-    """Exact (outputs,) values at one point."""
-    return node_values(graph, x)[graph.output]
+    """Exact (outputs,) values at one point; NaN where there is none.
+
+    Raises:
+        BeyondTheOracle: a number is too large.
+    """
+    nothing = np.empty(0, dtype=object)
+    outputs = _nodes(graph, x, [nothing] * x.size, Toward(nothing))[graph.output].reshape(-1)
+    return np.array([d.value for d in outputs], dtype=object)
 
 
 def node_values(graph: Graph, x: np.ndarray) -> list[np.ndarray]:
-    """Exact values of every node at one point, flat: numbers with an empty gradient."""
+    """Exact values of every node at one point, flat. Raises as `value_and_jacobian` does with a side that is a boolean."""
     nodes = _nodes(graph, x, np.empty((x.size, 0), dtype=object), True)
     return [np.array([d.value for d in node.reshape(-1)], dtype=object) for node in nodes]
 
 
 def value_and_jacobian(graph: Graph, x: np.ndarray, side: Any = True) -> tuple[np.ndarray, np.ndarray]:
-    """Exact (outputs,) values and (outputs, inputs) Jacobian at one point of the graph's input shape."""
+    """Exact (outputs,) values and (outputs, inputs) Jacobian at one point of the graph's input shape.
+
+    Args:
+        side: of every kink: a boolean (True: the right one), a `Side` or a `Toward`.
+
+    Raises:
+        BeyondTheOracle: a number is too large. ZeroDivisionError: there is no value, and `side` is no `Toward`.
+    """
     exact = number(graph)
     unit = np.full((x.size, x.size), exact(0), dtype=object)
     np.fill_diagonal(unit, exact(1))
@@ -96,7 +72,7 @@ def value_and_jacobian(graph: Graph, x: np.ndarray, side: Any = True) -> tuple[n
     return np.array([d.value for d in outputs], dtype=object), np.stack([d.gradient for d in outputs])
 
 
-def _nodes(graph: Graph, x: np.ndarray, gradients: np.ndarray, side: Any) -> list[np.ndarray]:
+def _nodes(graph: Graph, x: np.ndarray, gradients: Iterable[np.ndarray], side: Any) -> list[np.ndarray]:
     exact = number(graph)
     entries = np.empty(x.size, dtype=object)
     entries[:] = [Dual(exact(float(v)), gradient) for v, gradient in zip(x.reshape(-1), gradients, strict=True)]
@@ -106,7 +82,8 @@ def _nodes(graph: Graph, x: np.ndarray, gradients: np.ndarray, side: Any) -> lis
             values.append(entries.reshape(x.shape))
         else:
             held = np.empty(node.shape, dtype=object)  # NumPy gives a bare entry, not an array, where no axes are left
-            held[...] = _apply(node, [values[i] for i in node.inputs], exact, side)
+            with np.errstate(all="ignore"):  # what has no value meets what has one
+                held[...] = _apply(node, [values[i] for i in node.inputs], exact, side)
             values.append(held)
     return values
 
@@ -145,20 +122,17 @@ def _apply(node: Node, xs: list[np.ndarray], exact: Callable[[Any], Any], side: 
         case ops.MatMul():
             return xs[0] @ xs[1]
         case ops.Maximum():
-            wins = np.vectorize(lambda a, b: a.value > b.value or (a.value == b.value and bool(side)))
-            return np.where(wins(xs[0], xs[1]), xs[0], xs[1])
+            return np.vectorize(lambda a, b: larger(a, b, side), otypes=[object])(xs[0], xs[1])
         case ops.LogSoftmax():
             return _log_softmax(x, np.ones(x.shape) if op.kept is None else np.broadcast_to(op.kept, x.shape))
         case ops.Normalized():
             factor, epsilon = exact(op.factor), exact(op.epsilon)
-            size = np.vectorize(lambda d: _through(d, *_inverse_root(factor * d.value + epsilon, factor)))
+            size = np.vectorize(lambda d: inverse_root(d, factor, epsilon, side), otypes=[object])
             return x * size((x * x).sum(axis=op.axes, keepdims=True))
         case ops.Rounding():
-            nearest = np.vectorize(lambda d, step: Dual(_rounded(d.value / step) * step, d.gradient * 0))
-            return nearest(x, np.broadcast_to(lift(op.step), x.shape))
+            return np.vectorize(rounded, otypes=[object])(x, np.broadcast_to(lift(op.step), x.shape))
         case ops.Elementwise():
-            curve = np.vectorize(lambda d: _curve(op, d, exact, side), otypes=[object])
-            return curve(x)
+            return np.vectorize(lambda d: curve(op, d, exact, side), otypes=[object])(x)
         case ops.Reshape():
             return x.reshape(op.shape)
         case ops.Transpose():
@@ -235,28 +209,11 @@ def _convolve_transposed(
     return np.stack(rows).reshape(shape)
 
 
-def _through(d: Dual, value: Any, slope: Any) -> Dual:
-    return Dual(value, d.gradient * slope)
-
-
-def _inverse_root(size: Any, factor: Any) -> tuple[Any, Any]:
-    return 1 / mpmath.sqrt(size), -factor / (2 * size * mpmath.sqrt(size))
-
-
 def _log_softmax(x: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    powers = np.vectorize(lambda d: _through(d, mpmath.exp(d.value), mpmath.exp(d.value)))(x)
+    powers = np.vectorize(power_of_e, otypes=[object])(x)
     out = np.empty(x.shape, dtype=object)
     for place in np.ndindex(x.shape[:-1]):
         total = sum(powers[place][kept[place] > 0][1:], powers[place][kept[place] > 0][0])
-        logarithm = _through(total, mpmath.log(total.value), 1 / total.value)
-        out[place] = [d + logarithm * -1 for d in x[place]]
+        away = logarithm(total)
+        out[place] = [d + away * -1 for d in x[place]]
     return out
-
-
-def _rounded(number: Any) -> Any:
-    return mpmath.nint(number) if isinstance(number, mpmath.mpf) else mpq(round(number))
-
-
-def _curve(op: ops.Elementwise, d: Dual, exact: Callable[[Any], Any], side: Any) -> Dual:
-    value, slope = CURVES[op.curve](d.value, exact, side, *op.parameters)
-    return Dual(value, d.gradient * slope)

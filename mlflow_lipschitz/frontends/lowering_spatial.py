@@ -13,8 +13,11 @@ from mlflow_lipschitz.frontends.windows import Track, halves, pool_tracks, spati
 
 
 def lower_conv(call: Call) -> Variable:
+    weight = call.constant(1, "the weight")
     bias = None if call.input(2) is None else call.constant(2, "the bias")
-    return convolution(call, call.variable(), call.constant(1, "the weight"), bias)
+    if bias is not None and bias.shape != weight.shape[:1]:
+        call.refuse(f"a bias of shape {bias.shape} does not fit a weight of shape {weight.shape}")
+    return convolution(call, call.variable(), weight, bias)
 
 
 def convolution(call: Call, x: Variable, weight: np.ndarray, bias: np.ndarray | None) -> Variable:

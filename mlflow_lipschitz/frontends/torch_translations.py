@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,20 @@ def _scaled_dot_product_attention(  # noqa: PLR0913 — torch's signature
     return op.MatMul(op.Softmax(scores, axis=-1), value)
 
 
+def _conv3d(  # noqa: PLR0913 — torch's signature
+    x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Any:
+    """The exporter's, without a bias, adds zeros of shape (channels, 2), which no Conv takes."""
+    strides, before, dilations = (_of_each_axis(v, 3) for v in (stride, padding, dilation))
+    inputs = (x, weight) if bias is None else (x, weight, bias)
+    return op.Conv(*inputs, strides=strides, pads=[*before, *before], dilations=dilations, group=groups)
+
+
+def _of_each_axis(setting: int | Sequence[int], axes: int) -> list[int]:
+    given = [setting] if isinstance(setting, int) else list(setting)
+    return given * axes if len(given) == 1 else given
+
+
 def _shared(x: Any, heads: int, axis: int) -> Any:
     """Each head repeated for the heads of queries that share it."""
     order = np.repeat(np.arange(x.shape[axis]), heads // x.shape[axis])
@@ -61,5 +75,6 @@ def _masked(scores: Any, mask: Any, dtype: ir.DataType) -> Any:
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.scalar_tensor.default: _scalar_tensor,
+    torch.ops.aten.conv3d.default: _conv3d,
     torch.ops.aten.scaled_dot_product_attention.default: _scaled_dot_product_attention,
 }

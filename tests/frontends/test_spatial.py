@@ -114,6 +114,15 @@ def test_derivatives_of_convolutions_are_those_of_torch() -> None:
     )
 
 
+def test_a_bias_that_does_not_fit_is_refused() -> None:
+    constants = {"w": np.ones((2, 1, 2), np.float32), "b": np.zeros((2, 2), np.float32)}
+    model = make_model([node("Conv", "x w b")], (1, 4), constants, check=False)
+    with pytest.raises(
+        UnsupportedOperator, match=r"a bias of shape \(2, 2\) does not fit a weight of shape \(2, 1, 2\)"
+    ):
+        lower(model)
+
+
 def test_derivatives_of_convolutions_in_three_axes_are_those_of_torch() -> None:
     weight = random_weight(3, 2, 2, 2, 2)
     model = make_model([node("Conv", "x w", strides=[1, 2, 1])], (2, 3, 4, 3), {"w": weight})

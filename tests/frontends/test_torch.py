@@ -227,6 +227,16 @@ def test_exporter_writes_valid_onnx_with_a_free_batch() -> None:
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 0
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_convolutions_in_three_axes(bias: bool) -> None:
+    """Without a bias torch's exporter writes one of two axes, which no runtime takes."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv3d(2, 4, (1, 2, 2), (1, 2, 1), (0, 1, 1), groups=2, bias=bias), nn.Flatten())
+    points = torch.randn(3, 2, 2, 3, 3)
+    graph = trace(module, points)
+    np.testing.assert_allclose(evaluate(graph, points.numpy()), module(points).detach(), rtol=1e-5, atol=1e-6)
+
+
 def test_an_option_that_the_exporter_drops_is_noticed() -> None:
     rows = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     tail = [torch.nn.Flatten(), torch.nn.Linear(4, 2)]

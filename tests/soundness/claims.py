@@ -9,16 +9,16 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Any
 
 import mpmath
 import numpy as np
+from gmpy2 import mpq
 
 from mlflow_lipschitz.engine.ir.graph import Graph
-from tests.soundness.exact import BeyondTheOracle, Toward, is_smooth, number, value_and_jacobian, values_at
+from tests.exact import BeyondTheOracle, Toward, is_smooth, number, value_and_jacobian, values_at
 
-_CONFIRMING_BITS = 3200
+CONFIRMING_BITS = 3200
 # What a 3200-bit number of a small network may be off by: far below any distance between a float64 and a number that differs.
 _SLACK_BITS = 2600
 
@@ -92,7 +92,7 @@ def _along(graph: Graph, claims: Claims, x: np.ndarray, toward: Toward, tally: T
     found = list(_broken(graph, claims, x, toward, 0, tally))
     if not found or not is_smooth(graph):
         return found
-    with mpmath.workprec(_CONFIRMING_BITS):
+    with mpmath.workprec(CONFIRMING_BITS):
         slack = mpmath.mpf(2) ** -_SLACK_BITS
         tally.counts["points looked at again"] += 1
         return list(_broken(graph, claims, x, Toward(toward.direction), slack, None))
@@ -191,7 +191,7 @@ def _lipschitz_exceeded(
 
 
 def _real(x: Any) -> Any:
-    return mpmath.mpf(x.numerator) / x.denominator if isinstance(x, Fraction) else x
+    return mpmath.mpf(x.numerator) / x.denominator if isinstance(x, mpq) else x
 
 
 def dual_size(gradient: np.ndarray, norm: str) -> tuple[int, Any]:

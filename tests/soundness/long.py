@@ -1,4 +1,4 @@
-"""The long profile: `python -m tests.soundness.long --draws 20000 --seed 7`.
+"""The long profile: `python -m tests.soundness.long --draws 20000 --seed 7`, and with `--claim deployed` of the second claim.
 
 Prints a line every 1,000 draws, every violation with the command that repeats it, and what was covered. The exit code is 1 when
 a bound is violated and 130 when the run was interrupted: it then tells what was covered, and where `--start` goes on. Draw i of
@@ -13,8 +13,10 @@ import time
 
 import torch
 
+from tests.soundness import deployed, draws
 from tests.soundness.draws import Outcome, check_draws
 
+CLAIMS = {"real": draws.check_network, "deployed": deployed.check_network}
 _EVERY = 1000
 _INTERRUPTED = 130
 
@@ -24,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--draws", type=int, default=20_000, help="how many (network, region, objective) triples")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--start", type=int, default=0, help="number of the first draw")
+    parser.add_argument("--claim", choices=CLAIMS, default="real", help="of exact, or of served programs")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
     total, begun, code = Outcome(), time.monotonic(), 0
@@ -33,18 +36,23 @@ def main(arguments: list[str] | None = None) -> int:
         code = _INTERRUPTED
     finally:
         if total.counts["draws"] < asked.draws:
-            _say(f"stopped; go on with --seed {asked.seed} --start {asked.start + total.counts['draws']}")
-    _say("\n".join(f"{name:42s} {count}" for name, count in sorted(total.counts.items())))
+            _say(
+                f"stopped; go on with --claim {asked.claim} --seed {asked.seed} --start {asked.start + total.counts['draws']}"
+            )
+    _say("\n".join(f"{name:52s} {count}" for name, count in sorted(total.counts.items())))
+    _say("\n".join(f"{name:52s} {share:.4f}" for name, share in sorted(total.largest.items())))
     _say(f"{total.counts['draws']} draws, {len(total.broken)} violations, {_spent(begun)}")
     return 1 if total.broken else code
 
 
 def _run(asked: argparse.Namespace, total: Outcome, begun: float) -> None:
-    for outcome in check_draws(asked.seed, asked.start, asked.start + asked.draws):
+    for outcome in check_draws(asked.seed, asked.start, asked.start + asked.draws, CLAIMS[asked.claim]):
         before = total.counts["draws"]
         total.add(outcome)
         for number, violation in outcome.broken:
-            again = f"python -m tests.soundness.long --seed {asked.seed} --start {number} --draws 1"
+            again = (
+                f"python -m tests.soundness.long --claim {asked.claim} --seed {asked.seed} --start {number} --draws 1"
+            )
             _say(f"VIOLATION {violation}\n  {again}")
         done = total.counts["draws"]
         if done // _EVERY > before // _EVERY:

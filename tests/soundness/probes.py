@@ -47,7 +47,7 @@ class Looked:
 def look(graph: Graph, region: Region, generator: torch.Generator, *, differentiable: bool) -> Looked:
     """Values and derivatives at points of every kind."""
     with torch.no_grad():
-        x = torch.cat(list(_points(graph, region, generator)))
+        x = torch.cat(list(points_of_every_kind(graph, region, generator)))
     weights = weights_of(graph, _CPU)
     if not differentiable:
         return Looked(x.numpy(), _run(graph, x).numpy(), None)
@@ -60,7 +60,8 @@ def look(graph: Graph, region: Region, generator: torch.Generator, *, differenti
     return Looked(x.numpy(), values.numpy(), jacobian.numpy())
 
 
-def _points(graph: Graph, region: Region, generator: torch.Generator) -> Iterator[Tensor]:
+def points_of_every_kind(graph: Graph, region: Region, generator: torch.Generator) -> Iterator[Tensor]:
+    """(samples, points, *input shape) of the region: the center first, corners, random ones, a grid, the surface, kinks."""
     points = sample(region, _SAMPLES, generator)
     yield points
     yield clip(region, points[:8].mul(8).round() / 8)

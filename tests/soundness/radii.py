@@ -16,9 +16,9 @@ from mlflow_lipschitz.engine.attack.sampling import clip, sample
 from mlflow_lipschitz.engine.domains.region import Box, LpBall, Region
 from mlflow_lipschitz.engine.ir.graph import Graph
 from mlflow_lipschitz.engine.propagation.interpreter import evaluate
+from tests.exact import BeyondTheOracle, number, values_at
 from tests.soundness.claims import Tally, Violation, shown
 from tests.soundness.drafts import Rng
-from tests.soundness.exact import BeyondTheOracle, number, values_at
 from tests.soundness.regions import in_ball
 
 _NORMS: dict[str, int | str] = {"linf": "inf", "l2": 2, "l1": 1}
@@ -52,7 +52,7 @@ class RadiusDraw:
         return in_ball(self.points[row], reach, _NORMS[self.norm], x)
 
 
-def ask(rng: Rng, graph: Graph, points: np.ndarray, norm: str) -> RadiusDraw:
+def ask(rng: Rng, graph: Graph, points: np.ndarray, norm: str, arithmetic: str = "real") -> RadiusDraw:
     """Certified radii of points under the label predicted, or sometimes another one."""
     outputs = int(np.prod(graph.output_shape))
     values = evaluate(graph, points).reshape(len(points), -1).numpy()
@@ -63,7 +63,15 @@ def ask(rng: Rng, graph: Graph, points: np.ndarray, norm: str) -> RadiusDraw:
     domain = (points.min(0) - 0.05, points.max(0) + 0.3) if rng.random() < 0.3 else None
     largest = float(rng.choice([1e-6, 0.25, 1.0, 1.0, 100.0]))
     answer = certified_radius(
-        graph, points, labels, norm=norm, max_radius=largest, feature_scale=scale, domain=domain, device="cpu"
+        graph,
+        points,
+        labels,
+        norm=norm,
+        max_radius=largest,
+        feature_scale=scale,
+        domain=domain,
+        arithmetic=arithmetic,
+        device="cpu",
     )
     return RadiusDraw(graph, points, labels, norm, scale, domain, answer)
 

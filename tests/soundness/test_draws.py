@@ -14,11 +14,11 @@ from mlflow_lipschitz.certify import RadiusCertificate
 from mlflow_lipschitz.engine.domains.region import Box, LpBall
 from mlflow_lipschitz.engine.ir import ops
 from mlflow_lipschitz.engine.ir.graph import Graph, GraphBuilder
+from tests.exact import Toward, value_and_jacobian, values_at
 from tests.soundness import long
 from tests.soundness.blocks import BLOCKS, MODEL_CURVES
 from tests.soundness.claims import Claims, Tally, Violation, violations
 from tests.soundness.draws import Outcome, check_draws, check_network
-from tests.soundness.exact import Toward, value_and_jacobian, values_at
 from tests.soundness.networks import random_network
 from tests.soundness.radii import RadiusDraw, changes
 from tests.soundness.regions import contains, in_ball
@@ -62,30 +62,30 @@ def test_the_long_profile_fails_with_a_command_that_repeats(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = Outcome([(17, Violation("bound", 7, (0.5,), "1.0", "2.0"))], Counter(draws=1))
-    monkeypatch.setattr(long, "check_draws", lambda seed, start, stop: iter([wrong]))
+    monkeypatch.setattr(long, "check_draws", lambda seed, start, stop, check: iter([wrong]))
     assert long.main(["--draws", "1", "--start", "17", "--seed", "4"]) == 1
-    assert "python -m tests.soundness.long --seed 4 --start 17 --draws 1" in capsys.readouterr().out
+    assert "python -m tests.soundness.long --claim real --seed 4 --start 17 --draws 1" in capsys.readouterr().out
 
 
 def test_an_interrupted_long_profile_says_where_to_go_on(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(seed: int, start: int, stop: int) -> Iterator[Outcome]:
+    def interrupted(seed: int, start: int, stop: int, check: object) -> Iterator[Outcome]:
         yield Outcome([], Counter(draws=10))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(long, "check_draws", interrupted)
     assert long.main(["--draws", "50", "--start", "30", "--seed", "4"]) == 130
-    assert "stopped; go on with --seed 4 --start 40" in capsys.readouterr().out
+    assert "stopped; go on with --claim real --seed 4 --start 40" in capsys.readouterr().out
 
-    def failing(seed: int, start: int, stop: int) -> Iterator[Outcome]:
+    def failing(seed: int, start: int, stop: int, check: object) -> Iterator[Outcome]:
         yield Outcome([], Counter(draws=20))
         raise RuntimeError("the engine failed")
 
     monkeypatch.setattr(long, "check_draws", failing)
     with pytest.raises(RuntimeError):
         long.main(["--draws", "50", "--start", "30", "--seed", "4"])
-    assert "stopped; go on with --seed 4 --start 50" in capsys.readouterr().out
+    assert "stopped; go on with --claim real --seed 4 --start 50" in capsys.readouterr().out
 
 
 def linear(*rows: list[float], curve: str | None = None) -> Graph:

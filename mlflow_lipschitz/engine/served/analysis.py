@@ -50,7 +50,7 @@ def served_errors(
     graph = problem.graph
     if objectives is None:
         objectives = torch.eye(graph.output_shape[0], dtype=torch.float64, device=problem.device)[None]
-    errors, own = _forward(problem, known, form)
+    errors, own = forward_errors(problem, known, form)
     total = torch.where(objectives == 0, 0.0, objectives.abs() * errors[graph.output]).sum(-1)
     straight = rounding_at_output(graph, _reached(known, errors), own, objectives)
     # Where a number may overflow, no derivative tells what becomes of it.
@@ -61,8 +61,11 @@ def served_errors(
     return bound.expand(problem.region.points, objectives.shape[1])
 
 
-def _forward(problem: Problem, known: Sequence[Interval], form: Format) -> tuple[list[Tensor], list[Tensor]]:
-    """Per node: how far its served value is from the exact one, and how far from the exact function of the served inputs."""
+def forward_errors(problem: Problem, known: Sequence[Interval], form: Format) -> tuple[list[Tensor], list[Tensor]]:
+    """Per node: how far its served value is from the exact one, and how far from the exact function of the served inputs.
+
+    Arguments as of `served_errors`; every error is (points, 1, *shape), +inf where nothing can be said.
+    """
     graph = problem.graph
     errors: list[Tensor] = []
     own: list[Tensor] = []
