@@ -1,0 +1,111 @@
+"""Which places hold files of registered versions. Those files are evidence: they are read, and never written again."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import threading
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import sqlalchemy
+from mlflow.entities.model_registry.model_version_stages import STAGE_DELETED_INTERNAL
+from mlflow.server import handlers
+from mlflow.server.constants import ARTIFACTS_DESTINATION_ENV_VAR
+from mlflow.store.model_registry.dbmodels.models import SqlModelVersion
+from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
+from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import is_local_uri
+
+from mlflow_lipschitz_gate.refusals import denied
+
+# A place as text: scheme, host and path, without a slash at its end.
+Key = str
+
+
+def key_of(uri: str) -> Key:
+    """The place behind a URI, one text for all its spellings: proxied, local, percent-encoded, with links or dots."""
+    parts = urlsplit(uri)
+    scheme = parts.scheme.lower()
+    if scheme in ("http", "https", "mlflow-artifacts") and handlers._is_servable_proxied_run_artifact_root(uri):
+        anchor = "/mlflow-artifacts/artifacts/"
+        path = parts.path.partition(anchor)[2] if scheme != "mlflow-artifacts" else parts.path
+        return key_of_path(os.environ.get(ARTIFACTS_DESTINATION_ENV_VAR, ""), path.lstrip("/"))
+    return key_of_path(uri, "")
+
+
+def key_of_path(root: str, path: str) -> Key:
+    """The place of `path` in the repository at `root`."""
+    if is_local_uri(root, is_tracking_or_registry_uri=False):
+        # realpath also follows links in the part that exists, so a second name of a folder is no second place.
+        return "file:" + os.path.realpath(os.path.join(local_file_uri_to_path(root), _plain(path))).rstrip("/")
+    parts = urlsplit(root)
+    joined = posixpath.normpath(posixpath.join("/", _plain(parts.path).lstrip("/"), _plain(path).lstrip("/")))
+    return f"{parts.scheme.lower()}://{parts.netloc.lower()}{joined}".rstrip("/")
+
+
+def _plain(path: str) -> str:
+    while (decoded := unquote(path)) != path:
+        path = decoded
+    return path
+
+
+class FrozenPlaces:
+    """The places of all registered versions, read anew whenever the registry has changed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seen: Any = None
+        self._keys: dict[str, Key] = {}
+        self._places: frozenset[Key] = frozenset()
+
+    def refuse_write(self, root: str, path: str, action: str) -> None:
+        """Raise MlflowException (403) when writing or deleting `path` in the repository at `root` touches such a place."""
+        target = key_of_path(root, path)
+        places = self._current()
+        if not places:
+            return
+        above = target
+        while above:
+            if above in places:
+                break
+            above = above.rpartition("/")[0]
+        else:
+            if not any(place.startswith(target + "/") for place in places):
+                return
+        raise denied(
+            f"{action} {path or root}",
+            ["these are files of a registered model version, which do not change after registration"],
+            "Log the model anew, register that, and audit it: mlflow-lipschitz audit models:/NAME/VERSION --policy "
+            "POLICY.yaml --data ROWS --sign-key KEY.pem\nthen: mlflow-lipschitz promote models:/NAME/VERSION --alias ALIAS",
+        )
+
+    def _current(self) -> frozenset[Key]:
+        try:
+            store = handlers._get_model_registry_store()
+        except UnsupportedModelRegistryStoreURIException:
+            return frozenset()  # a server without a registry has no registered versions
+        if not isinstance(store, SqlAlchemyStore):
+            return frozenset(key_of(uri) for uri in _locations(store))
+        with store.ManagedSessionMaker(read_only=False) as session:
+            created = SqlModelVersion.creation_time
+            alive = SqlModelVersion.current_stage != STAGE_DELETED_INTERNAL
+            counted = sqlalchemy.func.count(), sqlalchemy.func.max(created), sqlalchemy.func.sum(created)
+            seen = tuple(session.query(*counted).filter(alive).one())
+            with self._lock:
+                if seen == self._seen:
+                    return self._places
+            rows = session.query(SqlModelVersion.storage_location, SqlModelVersion.source).filter(alive).distinct().all()
+        uris = {location or source for location, source in rows if location or source}
+        with self._lock:
+            self._keys = {uri: self._keys.get(uri) or key_of(uri) for uri in uris}
+            self._seen, self._places = seen, frozenset(self._keys.values())
+            return self._places
+
+
+def _locations(store: Any) -> Iterable[str]:
+    for model in store.search_registered_models():
+        for version in store.search_model_versions(f"name='{model.name}'"):
+            yield store.get_model_version_download_uri(version.name, version.version)

@@ -1,0 +1,154 @@
+"""The registry's store with a gate in it. Every caller in the server gets this one, whatever route the request took."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+from mlflow.exceptions import MlflowException
+from mlflow.store.model_registry.abstract_store import AbstractStore
+from mlflow.store.model_registry.dbmodels.models import SqlModelVersionTag
+from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
+
+from mlflow_lipschitz_gate.config import GateConfig
+from mlflow_lipschitz_gate.doors import MARK, alias_door, finish_interrupted, passing, stage_door
+from mlflow_lipschitz_gate.names import canonical_stage
+from mlflow_lipschitz_gate.overrides import override_reason, record_override
+from mlflow_lipschitz_gate.refusals import audit_and_promote, denied
+from mlflow_lipschitz_gate.verification import Subject, problems_with, subject_of
+
+
+class GatedStore:
+    """Mixed into the class of a store. Calls that touch nothing protected go straight through to it."""
+
+    lipschitz_gate: GateConfig
+
+    @property
+    def plain(self) -> Any:
+        """The store without the gate."""
+        return super()
+
+    def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
+        """As the store does; a protected alias needs an audit, and what only looks like one is refused."""
+        aliases, plain = self.lipschitz_gate.aliases, self.plain
+        if meant := aliases.looks_like(alias):
+            remedy = f"If {meant} is meant: mlflow-lipschitz promote models:/{name}/{version} --alias {meant}"
+            reasons = [f"it looks like the protected alias {meant} and is another"]
+            raise denied(f"the alias {alias!r} on {name}", reasons, remedy)
+        if not aliases.same(alias):
+            return plain.set_registered_model_alias(name, alias, version)
+        number = _number(version)
+        door = alias_door(self, self.lipschitz_gate, name, alias, number)
+        return passing(self, self.lipschitz_gate, door, lambda: plain.set_registered_model_alias(name, alias, number))
+
+    def transition_model_version_stage(
+        self, name: str, version: str, stage: str, archive_existing_versions: bool
+    ) -> ModelVersion:
+        """As the store does; a protected stage needs an audit."""
+        plain = self.plain
+        protected = canonical_stage(stage, self.lipschitz_gate.file.protect.stages)
+        if protected is None:
+            return plain.transition_model_version_stage(name, version, stage, archive_existing_versions)
+        number = _number(version)
+        door = stage_door(self, self.lipschitz_gate, name, protected, number)
+        return passing(
+            self,
+            self.lipschitz_gate,
+            door,
+            lambda: plain.transition_model_version_stage(name, number, protected, archive_existing_versions),
+        )
+
+    def create_model_version(self, name: str, source: str, *args: Any, **kwargs: Any) -> ModelVersion:
+        """As the store does; into a protected name come only copies of audited versions."""
+        plain, config = self.plain, self.lipschitz_gate
+        if not config.names.match(name):
+            return plain.create_model_version(name, source, *args, **kwargs)
+        what = f"a version of the protected model {name} from {source}"
+        if reason := override_reason():
+            record_override(config, what, reason)
+            return plain.create_model_version(name, source, *args, **kwargs)
+        _demand_source(self, config, name, source)
+        made = plain.create_model_version(name, source, *args, **kwargs)
+        if reasons := problems_with(subject_of(self, name, str(made.version)), config, name):
+            plain.delete_model_version(name, made.version)
+            raise denied(what, reasons, audit_and_promote(source, f"--to {name}"))
+        return made
+
+    def rename_registered_model(self, name: str, new_name: str) -> RegisteredModel:
+        """As the store does; neither into a protected name, nor out of one, nor while a version stands in a protected place."""
+        config = self.lipschitz_gate
+        reasons = [f"{n} is a protected name" for n in (name, new_name) if config.names.match(n)]
+        reasons += _protected_places(self, config, name)
+        if reasons:
+            what = f"to rename {name} to {new_name}"
+            remedy = (
+                "An attestation is for one name. Copy the audited version instead:\n"
+                f"mlflow-lipschitz audit models:/{name}/VERSION --policy POLICY.yaml --data ROWS --sign-key KEY.pem\n"
+                f"then: mlflow-lipschitz promote models:/{name}/VERSION --to {new_name}"
+            )
+            if not (reason := override_reason()):
+                raise denied(what, reasons, remedy)
+            record_override(config, what, reason)
+        return self.plain.rename_registered_model(name, new_name)
+
+
+def gated(store: AbstractStore, config: GateConfig) -> AbstractStore:
+    """Put the gate into `store`, and finish what a killed server left half open. The same object comes back."""
+    if not isinstance(store, GatedStore):
+        kind = type(store)
+        store.lipschitz_gate = config  # type: ignore[attr-defined]
+        store.__class__ = type(f"Gated{kind.__name__}", (GatedStore, kind), {})
+        finish_interrupted(store, config, _marks(store))
+    return store
+
+
+def gated_builder(build: Callable[..., AbstractStore], config: GateConfig) -> Callable[..., AbstractStore]:
+    """A builder of stores whose stores have the gate."""
+
+    @wraps(build)
+    def build_gated(*args: Any, **kwargs: Any) -> AbstractStore:
+        return gated(build(*args, **kwargs), config)
+
+    return build_gated
+
+
+def _marks(store: AbstractStore) -> list[tuple[str, str, str]]:
+    if isinstance(store, SqlAlchemyStore):
+        with store.ManagedSessionMaker(read_only=False) as session:
+            key = SqlModelVersionTag.key
+            rows = session.query(SqlModelVersionTag).filter(key.startswith(MARK + ".", autoescape=True)).all()
+            return [(row.name, str(row.version), row.key) for row in rows]
+    found = []
+    for model in store.search_registered_models():
+        for version in store.search_model_versions(f"name='{model.name}'"):
+            found += [(version.name, str(version.version), key) for key in version.tags if key.startswith(MARK + ".")]
+    return found
+
+
+def _demand_source(store: Any, config: GateConfig, name: str, source: str) -> None:
+    what = f"a version of the protected model {name} from {source}"
+    head, _, version = source.removeprefix("models:/").rpartition("/")
+    if not source.startswith("models:/") or not head or not version.isdigit():
+        reasons = ["only a copy of an audited version may go there, and this is no copy of a version"]
+        raise denied(what, reasons, audit_and_promote("models:/NAME/VERSION", f"--to {name}"))
+    subject: Subject = subject_of(store, head, version)
+    if reasons := problems_with(subject, config, name):
+        raise denied(what, reasons, audit_and_promote(subject.uri, f"--to {name}"))
+
+
+def _protected_places(store: Any, config: GateConfig, name: str) -> list[str]:
+    try:
+        model = store.get_registered_model(name)
+    except MlflowException:
+        return []  # the store says it better than we could
+    held = [f"it holds the protected alias {alias}" for alias in model.aliases if config.aliases.same(alias)]
+    stages = {v.current_stage for v in store.get_latest_versions(name)} & {*config.file.protect.stages}
+    return held + [f"a version is in the protected stage {stage}" for stage in sorted(stages)]
+
+
+def _number(version: Any) -> str:
+    """`01` and `1` are one version to a database."""
+    text = str(version)
+    return str(int(text)) if text.isascii() and text.isdigit() else text
