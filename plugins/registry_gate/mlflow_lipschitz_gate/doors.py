@@ -6,7 +6,6 @@ between finds the mark when it starts again and finishes the second look.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ from mlflow_lipschitz_gate.overrides import override_reason, record_override
 from mlflow_lipschitz_gate.refusals import audit_and_promote, denied
 from mlflow_lipschitz_gate.verification import problems_with, subject_of
 
-MARK = "lipschitz.gate.opening"
+MARK = "lipschitz.gate.opening-"
+COPY_MARK = MARK + "copy"
 _logger = logging.getLogger("mlflow_lipschitz_gate")
 T = TypeVar("T")
 
@@ -46,6 +46,11 @@ class Door:
         return f"{'the alias ' + self.alias if self.alias else f'the stage {self.stage}'} for version {self.version} of {self.name}"
 
     @property
+    def mark(self) -> str:
+        """The tag that stands on the version while the door is being opened."""
+        return f"{MARK}alias.{self.alias}" if self.alias else f"{MARK}stage.{self.stage}"
+
+    @property
     def option(self) -> str:
         return f"--alias {self.alias}" if self.alias else f"--stage {self.stage}"
 
@@ -56,10 +61,7 @@ def passing(store: Any, config: GateConfig, door: Door, open_: Callable[[], T]) 
         record_override(config, door.what, reason)
         return open_()
     _demand(store, config, door)
-    mark = f"{MARK}.{door.alias or door.stage}"
-    store.set_model_version_tag(
-        door.name, door.version, ModelVersionTag(mark, json.dumps({"alias": door.alias, "stage": door.stage}))
-    )
+    store.set_model_version_tag(door.name, door.version, ModelVersionTag(door.mark, "1"))
     try:
         result = open_()
         try:
@@ -69,7 +71,7 @@ def passing(store: Any, config: GateConfig, door: Door, open_: Callable[[], T]) 
             raise
         return result
     finally:
-        _unmark(store, door, mark)
+        unmark(store, door.name, door.version, door.mark)
 
 
 def alias_door(store: Any, config: GateConfig, name: str, alias: str, version: str) -> Door:
@@ -109,15 +111,29 @@ def finish_interrupted(store: Any, config: GateConfig, marked: list[tuple[str, s
         marked: name, version and key of each mark.
     """
     for name, version, key in marked:
-        what = key.removeprefix(MARK + ".")
-        stage = next((s for s in config.file.protect.stages if s == what), None)
         if _problems(store, config, name, version):
-            if stage is not None and store.get_model_version(name, version).current_stage == stage:
-                store.plain.transition_model_version_stage(name, version, "Archived", False)
-            elif stage is None and _holder(store, name, what) == version:
-                store.plain.delete_registered_model_alias(name, what)
-            _logger.warning("took back %s from version %s of %s: it was set when the server stopped", what, version, name)
-        store.plain.delete_model_version_tag(name, version, key)
+            _take_back(store, name, version, key)
+            _logger.warning("took back %s of version %s of %s: a server was stopped while opening it", key, version, name)
+        if key != COPY_MARK or not _gone(store, name, version):
+            unmark(store, name, version, key)
+
+
+def _take_back(store: Any, name: str, version: str, key: str) -> None:
+    kind, _, target = key.removeprefix(MARK).partition(".")
+    if kind == "copy":
+        store.plain.delete_model_version(name, version)
+    elif kind == "stage" and store.get_model_version(name, version).current_stage == target:
+        store.plain.transition_model_version_stage(name, version, "Archived", False)
+    elif kind == "alias" and _holder(store, name, target) == version:
+        store.plain.delete_registered_model_alias(name, target)
+
+
+def _gone(store: Any, name: str, version: str) -> bool:
+    try:
+        store.get_model_version(name, version)
+    except MlflowException:
+        return True
+    return False
 
 
 def _by_name(name: str) -> str:
@@ -148,8 +164,9 @@ def _holder(store: Any, name: str, alias: str) -> str | None:
         return None
 
 
-def _unmark(store: Any, door: Door, mark: str) -> None:
+def unmark(store: Any, name: str, version: str, mark: str) -> None:
+    """Take a mark away. One that stays does no harm: it makes the next start look again."""
     try:
-        store.plain.delete_model_version_tag(door.name, door.version, mark)
+        store.plain.delete_model_version_tag(name, version, mark)
     except MlflowException as error:
-        _logger.warning("the mark %s on version %s of %s stays: %s", mark, door.version, door.name, error)
+        _logger.warning("the mark %s on version %s of %s stays: %s", mark, version, name, error)

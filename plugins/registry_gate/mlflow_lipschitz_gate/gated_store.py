@@ -6,14 +6,22 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+from mlflow.entities.model_registry import ModelVersion, ModelVersionTag, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.store.model_registry.abstract_store import AbstractStore
 from mlflow.store.model_registry.dbmodels.models import SqlModelVersionTag
 from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 
 from mlflow_lipschitz_gate.config import GateConfig
-from mlflow_lipschitz_gate.doors import MARK, alias_door, finish_interrupted, passing, stage_door
+from mlflow_lipschitz_gate.doors import (
+    COPY_MARK,
+    MARK,
+    alias_door,
+    finish_interrupted,
+    passing,
+    stage_door,
+    unmark,
+)
 from mlflow_lipschitz_gate.names import canonical_stage
 from mlflow_lipschitz_gate.overrides import override_reason, record_override
 from mlflow_lipschitz_gate.refusals import audit_and_promote, denied
@@ -60,21 +68,25 @@ class GatedStore:
             lambda: plain.transition_model_version_stage(name, number, protected, archive_existing_versions),
         )
 
-    def create_model_version(self, name: str, source: str, *args: Any, **kwargs: Any) -> ModelVersion:
+    def create_model_version(
+        self, name: str, source: str, run_id: str | None = None, tags: Any = None, *args: Any, **kwargs: Any
+    ) -> ModelVersion:
         """As the store does; into a protected name come only copies of audited versions."""
         plain, config = self.plain, self.lipschitz_gate
         if not config.names.match(name):
-            return plain.create_model_version(name, source, *args, **kwargs)
+            return plain.create_model_version(name, source, run_id, tags, *args, **kwargs)
         what = f"a version of the protected model {name} from {source}"
         if reason := override_reason():
             record_override(config, what, reason)
-            return plain.create_model_version(name, source, *args, **kwargs)
+            return plain.create_model_version(name, source, run_id, tags, *args, **kwargs)
         _demand_source(self, config, name, source)
-        made = plain.create_model_version(name, source, *args, **kwargs)
+        marked = [*(tags or []), ModelVersionTag(COPY_MARK, "1")]
+        made = plain.create_model_version(name, source, run_id, marked, *args, **kwargs)
         if reasons := problems_with(subject_of(self, name, str(made.version)), config, name):
             plain.delete_model_version(name, made.version)
             raise denied(what, reasons, audit_and_promote(source, f"--to {name}"))
-        return made
+        unmark(self, name, str(made.version), COPY_MARK)
+        return self.get_model_version(name, made.version)  # type: ignore[attr-defined]
 
     def rename_registered_model(self, name: str, new_name: str) -> RegisteredModel:
         """As the store does; neither into a protected name, nor out of one, nor while a version stands in a protected place."""
@@ -118,12 +130,12 @@ def _marks(store: AbstractStore) -> list[tuple[str, str, str]]:
     if isinstance(store, SqlAlchemyStore):
         with store.ManagedSessionMaker(read_only=False) as session:
             key = SqlModelVersionTag.key
-            rows = session.query(SqlModelVersionTag).filter(key.startswith(MARK + ".", autoescape=True)).all()
+            rows = session.query(SqlModelVersionTag).filter(key.startswith(MARK, autoescape=True)).all()
             return [(row.name, str(row.version), row.key) for row in rows]
     found = []
     for model in store.search_registered_models():
         for version in store.search_model_versions(f"name='{model.name}'"):
-            found += [(version.name, str(version.version), key) for key in version.tags if key.startswith(MARK + ".")]
+            found += [(version.name, str(version.version), key) for key in version.tags if key.startswith(MARK)]
     return found
 
 

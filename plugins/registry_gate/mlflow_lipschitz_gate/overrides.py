@@ -31,7 +31,7 @@ def record_override(config: GateConfig, what: str, reason: str) -> None:
     """
     user = flask.g.get("mlflow_authenticated_user")
     allowed, log = config.file.override, config.override_log
-    remedy = "Ask somebody who may, or promote an audited version with mlflow-lipschitz promote."
+    remedy = "Ask whoever runs the server, or promote an audited version: mlflow-lipschitz promote models:/NAME/VERSION"
     if user is None:
         raise denied(what, [f"{HEADER} needs a user, and this server knows none (--app-name lipschitz-gate-auth)"], remedy)
     if allowed is None or log is None or user not in allowed.users:
@@ -49,5 +49,5 @@ def record_override(config: GateConfig, what: str, reason: str) -> None:
             stream.flush()
             os.fsync(stream.fileno())
     except OSError as error:
-        raise denied(what, [f"the override log {log} cannot be written: {error.strerror}"], "Mend the log.") from error
+        raise denied(what, [f"the override log {log} cannot be written: {error.strerror}"], remedy) from error
     _logger.warning("override by %s: %s: %s", user, what, reason)

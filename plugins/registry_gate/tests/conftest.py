@@ -59,7 +59,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     changed = {"override": {"users": ["admin"], "log": "override.jsonl"}} if setup.auth else {}
     config = prepare(folder, **changed)
     with ExitStack() as stack:
-        database = stack.enter_context(postgres(folder)) if setup.database == "postgres" else None
+        database = stack.enter_context(postgres()) if setup.database == "postgres" else None
         yield stack.enter_context(serving(setup, folder, config, database))
 
 

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -115,8 +116,7 @@ def environment(folder: Path, config: Path | None, **more: str) -> dict[str, str
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_FLASK_SERVER_SECRET_KEY": "a-secret-for-tests",
-        "MLFLOW_AUTH_ADMIN_PASSWORD": ADMIN[1],
-        "MLFLOW_AUTH_DATABASE_URI": f"sqlite:///{folder}/auth.db",
+        "MLFLOW_AUTH_CONFIG_PATH": str(_auth_config(folder)),
         "PYTHONWARNINGS": "ignore",
         **more,
     }
@@ -125,6 +125,17 @@ def environment(folder: Path, config: Path | None, **more: str) -> dict[str, str
     if config is not None:
         found["LIPSCHITZ_GATE_CONFIG"] = str(config)
     return found
+
+
+def _auth_config(folder: Path) -> Path:
+    """Basic-auth that remembers a password for a while: hashing it at every call is most of what these tests would do."""
+    path = folder / "auth.ini"
+    path.write_text(
+        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{folder}/auth.db\n"
+        f"admin_username = {ADMIN[0]}\nadmin_password = {ADMIN[1]}\nauth_cache_ttl_seconds = 600\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    return path
 
 
 @contextlib.contextmanager
@@ -150,15 +161,21 @@ def start(setup: Setup, folder: Path, config: Path | None, database: str | None 
             start_new_session=True,
         )
     server = Server(f"http://127.0.0.1:{port}", folder, ADMIN if setup.auth else None, process)
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        with contextlib.suppress(requests.ConnectionError):
+    try:
+        _wait(server)
+    except BaseException:
+        stop(server)
+        raise
+    return server
+
+
+def _wait(server: Server) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and server.process.poll() is None:
+        with contextlib.suppress(requests.ConnectionError, requests.Timeout):
             if requests.get(f"{server.url}/health", timeout=5).ok:
-                return server
-        if process.poll() is not None:
-            break
+                return
         time.sleep(0.2)
-    stop(server)
     raise AssertionError(f"the server did not start:\n{server.log}")
 
 
@@ -169,23 +186,23 @@ def stop(server: Server, how: signal.Signals = signal.SIGKILL) -> None:
 
 
 @contextlib.contextmanager
-def postgres(folder: Path) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """The URI of a new PostgreSQL database on a port of its own."""
-    data, port = folder / "postgres", free_port()
-    run = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.geteuid() == 0 else []
+    # PostgreSQL does not run as root, and nobody else may enter a test's own folder.
+    data, port = Path(tempfile.mkdtemp(prefix="gate-postgres-")), free_port()
+    run: list[str] = []
     if os.geteuid() == 0:
-        data.mkdir(parents=True)
+        run = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
         os.chown(data, 65534, 65534)
-        for parent in [folder, *folder.parents]:
-            if parent.stat().st_uid == 0 and parent.name.startswith("pytest-"):
-                parent.chmod(parent.stat().st_mode | 0o011)
     binary = Path(shutil.which("initdb") or "").resolve().parent
-    subprocess.run([*run, str(binary / "initdb"), "-D", str(data), "-A", "trust", "-U", "mlflow"], check=True, capture_output=True)
+    made = [*run, str(binary / "initdb"), "-D", str(data), "-A", "trust", "-U", "mlflow", "-E", "UTF8", "--locale=C"]
+    subprocess.run(made, check=True, capture_output=True, cwd=data)
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={data} -c fsync=off"
     process = subprocess.Popen(
         [*run, str(binary / "postgres"), "-D", str(data), *options.split()],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        cwd=data,
     )
     try:
         for _ in range(100):
@@ -193,7 +210,8 @@ def postgres(folder: Path) -> Iterator[str]:
             if ready.returncode == 0:
                 break
             time.sleep(0.1)
-        yield f"postgresql://mlflow@127.0.0.1:{port}/postgres"
+        yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
     finally:
         process.terminate()
         process.wait(timeout=20)
+        shutil.rmtree(data, ignore_errors=True)
