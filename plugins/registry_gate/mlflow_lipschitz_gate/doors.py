@@ -7,8 +7,10 @@ between finds the mark when it starts again and finishes the second look.
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 from mlflow.entities.model_registry import ModelVersionTag
@@ -45,10 +47,11 @@ class Door:
     def what(self) -> str:
         return f"{'the alias ' + self.alias if self.alias else f'the stage {self.stage}'} for version {self.version} of {self.name}"
 
-    @property
+    @cached_property
     def mark(self) -> str:
-        """The tag that stands on the version while the door is being opened."""
-        return f"{MARK}alias.{self.alias}" if self.alias else f"{MARK}stage.{self.stage}"
+        """The tag that stands on the version while the door is being opened; one for each attempt, for they run side by side."""
+        what = f"alias.{self.alias}" if self.alias else f"stage.{self.stage}"
+        return f"{MARK}{what}:{secrets.token_hex(4)}"
 
     @property
     def option(self) -> str:
@@ -119,7 +122,7 @@ def finish_interrupted(store: Any, config: GateConfig, marked: list[tuple[str, s
 
 
 def _take_back(store: Any, name: str, version: str, key: str) -> None:
-    kind, _, target = key.removeprefix(MARK).partition(".")
+    kind, _, target = key.removeprefix(MARK).partition(":")[0].partition(".")
     if kind == "copy":
         store.plain.delete_model_version(name, version)
     elif kind == "stage" and store.get_model_version(name, version).current_stage == target:
