@@ -116,7 +116,9 @@ def finish_interrupted(store: Any, config: GateConfig, marked: list[tuple[str, s
     for name, version, key in marked:
         if _problems(store, config, name, version):
             _take_back(store, name, version, key)
-            _logger.warning("took back %s of version %s of %s: a server was stopped while opening it", key, version, name)
+            _logger.warning(
+                "took back %s of version %s of %s: a server was stopped while opening it", key, version, name
+            )
         if key != COPY_MARK or not _gone(store, name, version):
             unmark(store, name, version, key)
 

@@ -97,7 +97,9 @@ class FrozenPlaces:
             with self._lock:
                 if seen == self._seen:
                     return self._places
-            rows = session.query(SqlModelVersion.storage_location, SqlModelVersion.source).filter(alive).distinct().all()
+            rows = (
+                session.query(SqlModelVersion.storage_location, SqlModelVersion.source).filter(alive).distinct().all()
+            )
         uris = {location or source for location, source in rows if location or source}
         with self._lock:
             self._keys = {uri: self._keys.get(uri) or key_of(uri) for uri in uris}

@@ -11,7 +11,7 @@ import inspect
 import os
 import posixpath
 from collections.abc import AsyncIterable, AsyncIterator, Callable
-from functools import lru_cache, wraps
+from functools import cache, wraps
 from typing import Any, BinaryIO
 
 from mlflow.store.artifact import artifact_repository_registry as registry_module
@@ -65,11 +65,11 @@ def _gated(repository: ArtifactRepository, frozen: FrozenPlaces) -> ArtifactRepo
     resolving = repository.artifact_uri.partition(":")[0] in _RESOLVING
     if not resolving and not hasattr(repository, "lipschitz_frozen"):
         repository.lipschitz_frozen = frozen
-        repository.__class__ = _gated_class(type(repository))
+        repository.__class__ = _gated_class(type(repository))  # type: ignore[arg-type]
     return repository
 
 
-@lru_cache(maxsize=None)
+@cache
 def _gated_class(kind: type) -> type:
     """`kind` with checks. Only methods it has are overridden: MLflow asks by class and attribute what a repository can do."""
     methods: dict[str, Any] = {

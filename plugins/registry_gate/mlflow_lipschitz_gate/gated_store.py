@@ -110,7 +110,7 @@ def gated(store: AbstractStore, config: GateConfig) -> AbstractStore:
     """Put the gate into `store`, and finish what a killed server left half open. The same object comes back."""
     if not isinstance(store, GatedStore):
         kind = type(store)
-        store.lipschitz_gate = config  # type: ignore[attr-defined]
+        store.lipschitz_gate = config
         store.__class__ = type(f"Gated{kind.__name__}", (GatedStore, kind), {})
         finish_interrupted(store, config, _marks(store))
     return store

@@ -19,11 +19,11 @@ from mlflow_lipschitz_gate.gated_store import GatedStore, gated, gated_builder
 from mlflow_lipschitz_gate.refusals import GateConfigError, denied
 
 # Ways of AbstractStore that lead to the ones the gate overrides, or to nothing it protects.
-_SAFE = frozenset(
-    "create_registered_model create_webhook create_prompt create_prompt_version set_registered_model_tag set_model_version_tag "
-    "set_prompt_tag set_prompt_version_tag set_prompt_alias update_registered_model update_model_version update_webhook "
-    "copy_model_version".split()
-)
+_SAFE = frozenset({
+    "create_registered_model", "create_webhook", "create_prompt", "create_prompt_version", "copy_model_version",
+    "set_registered_model_tag", "set_model_version_tag", "set_prompt_tag", "set_prompt_version_tag", "set_prompt_alias",
+    "update_registered_model", "update_model_version", "update_webhook",
+})  # fmt: skip
 _VERBS = ("create", "set", "update", "rename", "transition", "copy", "move", "promote", "import", "restore")
 
 
@@ -71,7 +71,9 @@ def _check_server(config: GateConfig, *, with_users: bool) -> None:
     if config.file.override is not None and not with_users:
         raise GateConfigError("override names users, and only --app-name lipschitz-gate-auth knows who is asking")
     if os.environ.get(ARTIFACTS_ONLY_ENV_VAR):
-        raise GateConfigError("a server with --artifacts-only has no registry and cannot know which files are registered")
+        raise GateConfigError(
+            "a server with --artifacts-only has no registry and cannot know which files are registered"
+        )
     if MLFLOW_ENABLE_WORKSPACES.get():
         raise GateConfigError("workspaces are not supported by this version of the gate")
     if unknown := unknown_writers() + _unknown_doors():

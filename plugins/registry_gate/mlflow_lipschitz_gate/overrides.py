@@ -33,7 +33,9 @@ def record_override(config: GateConfig, what: str, reason: str) -> None:
     allowed, log = config.file.override, config.override_log
     remedy = "Ask whoever runs the server, or promote an audited version: mlflow-lipschitz promote models:/NAME/VERSION"
     if user is None:
-        raise denied(what, [f"{HEADER} needs a user, and this server knows none (--app-name lipschitz-gate-auth)"], remedy)
+        raise denied(
+            what, [f"{HEADER} needs a user, and this server knows none (--app-name lipschitz-gate-auth)"], remedy
+        )
     if allowed is None or log is None or user not in allowed.users:
         raise denied(what, [f"{user} may not override the gate"], remedy)
     line = {

@@ -15,9 +15,7 @@ class GateConfigError(Exception):
 def denied(what: str, reasons: Sequence[str], remedy: str) -> MlflowException:
     """The exception to raise: "mlflow-lipschitz-gate refuses <what>", the reasons as a list, then what to run."""
     listed = "\n".join(f"  - {reason}" for reason in reasons)
-    return MlflowException(
-        f"mlflow-lipschitz-gate refuses {what}:\n{listed}\n{remedy}", error_code=PERMISSION_DENIED
-    )
+    return MlflowException(f"mlflow-lipschitz-gate refuses {what}:\n{listed}\n{remedy}", error_code=PERMISSION_DENIED)
 
 
 def audit_and_promote(uri: str, target: str) -> str:

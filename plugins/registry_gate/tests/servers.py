@@ -206,7 +206,9 @@ def postgres() -> Iterator[str]:
     )
     try:
         for _ in range(100):
-            ready = subprocess.run([str(binary / "pg_isready"), "-h", "127.0.0.1", "-p", str(port)], capture_output=True)
+            ready = subprocess.run(
+                [str(binary / "pg_isready"), "-h", "127.0.0.1", "-p", str(port)], capture_output=True
+            )
             if ready.returncode == 0:
                 break
             time.sleep(0.1)

@@ -25,9 +25,7 @@ def key_id(key: Ed25519PrivateKey) -> str:
 
 
 def write_public(key: Ed25519PrivateKey, path: Path) -> Path:
-    pem = key.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
+    pem = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     path.write_bytes(pem)
     return path
 
@@ -78,6 +76,4 @@ def pae(payload: bytes) -> bytes:
 def envelope(said: dict[str, Any], *keys: Ed25519PrivateKey) -> bytes:
     payload = canonical(said)
     rows = [{"keyid": key_id(k), "sig": base64.b64encode(k.sign(pae(payload))).decode()} for k in keys]
-    return json.dumps(
-        {"payload": base64.b64encode(payload).decode(), "payloadType": TYPE, "signatures": rows}
-    ).encode()
+    return json.dumps({"payload": base64.b64encode(payload).decode(), "payloadType": TYPE, "signatures": rows}).encode()

@@ -18,11 +18,23 @@ from world import AJAX, API, PROXY, World, assert_refused
 # Two servers cover each choice once. The other combinations run by hand: LIPSCHITZ_GATE_LONG=1.
 SETUPS = [Setup(), Setup("gunicorn", auth=True, database="postgres")]
 if os.environ.get("LIPSCHITZ_GATE_LONG"):
-    SETUPS += [Setup(auth=True, database="postgres"), Setup("gunicorn", auth=True), Setup("gunicorn", database="postgres")]
+    SETUPS += [
+        Setup(auth=True, database="postgres"),
+        Setup("gunicorn", auth=True),
+        Setup("gunicorn", database="postgres"),
+    ]
 pytestmark = pytest.mark.parametrize("server", SETUPS, indirect=True, ids=str)
 
 SET_ALIAS, STAGE = "registered-models/alias", "model-versions/transition-stage"
-LOOK_ALIKES = ["\u0441hampion", "\uff23HAMPION", "ch\u0430mp\u0456\u043en", "champi0n", "charnpion", "ch\u00e1mpion", "champ\u0131on"]
+LOOK_ALIKES = [
+    "\u0441hampion",
+    "\uff23HAMPION",
+    "ch\u0430mp\u0456\u043en",
+    "champi0n",
+    "charnpion",
+    "ch\u00e1mpion",
+    "champ\u0131on",
+]
 
 
 def raw(world: World, path: str, body: dict[str, Any]) -> requests.Response:
@@ -46,7 +58,9 @@ def test_an_audited_version_may_pass(world: World) -> None:
 @pytest.mark.parametrize("alias", ["champion", "Champion", "CHAMPION"])
 def test_an_alias_in_any_case(world: World, alias: str) -> None:
     version = world.new_version()
-    assert_refused(world.set_alias(version, alias), "no audit is on record", f"models:/{version.name}/{version.version}")
+    assert_refused(
+        world.set_alias(version, alias), "no audit is on record", f"models:/{version.name}/{version.version}"
+    )
     assert world.holder(version.name, alias) is None
 
 
@@ -152,7 +166,9 @@ def test_renaming(world: World) -> None:
     version = world.new_version()
     rename = "registered-models/rename"
     for base in (API, AJAX):
-        assert_refused(world.post(rename, {"name": version.name, "new_name": "prod.renamed"}, base=base), "protected name")
+        assert_refused(
+            world.post(rename, {"name": version.name, "new_name": "prod.renamed"}, base=base), "protected name"
+        )
         # MLflow itself takes no camel case here; what counts is that it does not lead in either.
         answer = world.post(rename, {"name": version.name, "newName": "prod.renamed"}, base=base)
         assert answer.status_code in (400, 403), answer.text
@@ -344,7 +360,9 @@ def test_an_upload_that_began_before_registration(world: World) -> None:
 
     def trickle() -> Any:
         yield b"evil"
-        answer = requests.post(f"{world.server.url}{API}/model-versions/create", json=body, auth=world.server.auth, timeout=60)
+        answer = requests.post(
+            f"{world.server.url}{API}/model-versions/create", json=body, auth=world.server.auth, timeout=60
+        )
         assert answer.ok, answer.text
         yield b"evil"
 

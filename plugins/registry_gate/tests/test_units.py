@@ -50,7 +50,16 @@ def test_look_alikes_are_seen(alias: str) -> None:
 
 @pytest.mark.parametrize(
     "alias",
-    ["challenger", "champion2", "blue", "champ", "\u043e\u0441\u043d\u043e\u0432\u043d\u043e\u0439", "\u4e2d" * 8, "prod", ""],
+    [
+        "challenger",
+        "champion2",
+        "blue",
+        "champ",
+        "\u043e\u0441\u043d\u043e\u0432\u043d\u043e\u0439",
+        "\u4e2d" * 8,
+        "prod",
+        "",
+    ],
     ids=ascii,
 )
 def test_other_aliases_are_left_alone(alias: str) -> None:
@@ -62,7 +71,11 @@ def test_other_aliases_are_left_alone(alias: str) -> None:
 def test_name_patterns() -> None:
     names = NamePatterns(("prod.*", "scorer-?"))
     assert [n for n in ("prod.", "prod.a", "PROD.a", "\u0440rod.a", "scorer-1") if not names.match(n)] == []
-    assert [n for n in ("dev.a", "prods", "a.prod.a", "scorer-", "scorer-12", "\u4e2d\u4e2d\u4e2d\u4e2d.a") if names.match(n)] == []
+    assert [
+        n
+        for n in ("dev.a", "prods", "a.prod.a", "scorer-", "scorer-12", "\u4e2d\u4e2d\u4e2d\u4e2d.a")
+        if names.match(n)
+    ] == []
 
 
 @pytest.fixture
@@ -233,7 +246,8 @@ def test_the_products_own_vectors() -> None:
 def test_the_plugin_does_not_load_the_product() -> None:
     import subprocess
 
-    code = "import sys, mlflow_lipschitz_gate.config, mlflow_lipschitz_gate.attestation; print([m for m in ('torch', 'onnx', 'mlflow_lipschitz') if m in sys.modules])"
+    loaded = "[m for m in ('torch', 'onnx', 'mlflow_lipschitz') if m in sys.modules]"
+    code = f"import sys, mlflow_lipschitz_gate.config, mlflow_lipschitz_gate.attestation; print({loaded})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PLUGIN, check=True)
     assert done.stdout.strip() == "[]"
 
