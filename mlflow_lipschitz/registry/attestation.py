@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import math
 import platform
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -27,13 +26,11 @@ if TYPE_CHECKING:
     from mlflow_lipschitz.gate.verdict import Verdict
     from mlflow_lipschitz.policy import AuditPolicy
     from mlflow_lipschitz.registry.keys import SigningKey
-    from mlflow_lipschitz.registry.manifest import Manifest
     from mlflow_lipschitz.registry.pull import PulledModel
 
 UNSIGNED = "UNSIGNED"
 VALIDITY = timedelta(days=90)
 
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
 _PACKAGES = (
     "mlflow-lipschitz",
     "mlflow",
@@ -157,47 +154,6 @@ def make_attestation(
     }
     payload = canonical_json(statement)
     return Attestation(payload, (key.sign(payload),) if key else ())
-
-
-def check_attestation(
-    attestation: Attestation, manifest: Manifest, identity: Mapping[str, str | None], *, now: datetime | None = None
-) -> tuple[str, ...]:
-    """Everything that keeps this attestation from vouching for these files; empty when it does.
-
-    Args:
-        manifest: of the files as they are now.
-        identity: the `name`, `version` and `model_id` to be promoted.
-    """
-    statement, predicate = attestation.statement, attestation.predicate
-    problems = []
-    recorded = {key: predicate["model"].get(key) for key in ("name", "version", "model_id")}
-    for key in recorded:
-        if recorded[key] != identity.get(key):
-            problems.append(f"it was written for {key} {recorded[key]!r}, not {identity.get(key)!r}")
-    subject = {row["name"]: row["digest"]["sha256"] for row in statement["subject"]}
-    files = {f.path: f.sha256 for f in manifest.files}
-    changed = sorted(path for path in subject.keys() | files.keys() if subject.get(path) != files.get(path))
-    if changed or predicate["model"].get("manifest") != manifest.digest:
-        problems.append(f"the model's files are not the audited ones: {', '.join(changed) or 'their manifest differs'}")
-    if predicate["verdict"].get("status") != "passed":
-        problems.append(f"its verdict is {predicate['verdict'].get('status')!r}, not 'passed'")
-    if not predicate["policy"].get("digest"):
-        problems.append("it records no policy digest")
-    if not _valid_at(predicate, now or datetime.now(timezone.utc)):
-        problems.append(f"it is valid from {predicate['created']} to {predicate['expires']} only")
-    return tuple(problems)
-
-
-def _valid_at(predicate: Mapping[str, Any], now: datetime) -> bool:
-    times = [predicate[key] for key in ("created", "expires")]
-    if not all(isinstance(text, str) and _TIME.fullmatch(text) for text in times):
-        return False
-    try:
-        created, expires = map(datetime.fromisoformat, times)
-        # An hour of clock skew between the audited machine and this one is no reason to refuse.
-        return created - timedelta(hours=1) <= now < expires
-    except (ValueError, OverflowError):
-        return False
 
 
 def _check(outcome: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ SIGNED, NONE = "ed25519", "none"
 """What the predicate says of its own signature."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_ARTIFACT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _TEXT, _MAYBE_TEXT = (str,), (str, type(None))
 _FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
     "model": {"name": _MAYBE_TEXT, "version": _MAYBE_TEXT, "model_id": _MAYBE_TEXT, "manifest": _TEXT},
@@ -64,7 +65,7 @@ def _check_predicate(predicate: object) -> None:
     if not {"created", "expires", "signature"} <= predicate.keys():
         raise ValueError("its predicate does not say when it was created, when it expires and how it is signed")
     artifacts = predicate.get("artifacts")
-    if not isinstance(artifacts, dict) or not all(
-        isinstance(v, str) and _SHA256.fullmatch(v) for v in artifacts.values()
-    ):
+    if not isinstance(artifacts, dict) or not all(map(_ARTIFACT.fullmatch, artifacts)):
+        raise ValueError("its predicate does not name the audit's artifacts as plain files")
+    if not all(isinstance(digest, str) and _SHA256.fullmatch(digest) for digest in artifacts.values()):
         raise ValueError("its predicate does not give the SHA-256 of the audit's artifacts")

@@ -30,6 +30,10 @@ class TrustSources:
     revoked: tuple[str | Path, ...] = ()
 
 
+ENVIRONMENT = TrustSources()
+"""Nothing but what the environment's variables name."""
+
+
 @dataclass(frozen=True)
 class SignatureStatus:
     """What is known of an attestation's origin.

@@ -13,7 +13,8 @@ import pytest
 from mlflow_lipschitz.errors import AuditError
 from mlflow_lipschitz.gate.verdict import Verdict
 from mlflow_lipschitz.policy import load_policy
-from mlflow_lipschitz.registry.attestation import Attestation, Evidence, check_attestation, make_attestation
+from mlflow_lipschitz.registry.attestation import Attestation, Evidence, make_attestation
+from mlflow_lipschitz.registry.checking import check_attestation
 from mlflow_lipschitz.registry.pull import PulledModel, pull
 from mlflow_lipschitz.registry.strict_json import canonical_json
 from tests.registry.evidence import POLICY, outcome, verdict

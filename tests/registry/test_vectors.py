@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mlflow_lipschitz.errors import AuditError
-from mlflow_lipschitz.registry.attestation import Attestation, check_attestation
+from mlflow_lipschitz.registry.attestation import Attestation
+from mlflow_lipschitz.registry.checking import check_attestation
 from mlflow_lipschitz.registry.manifest import manifest_of
 from mlflow_lipschitz.registry.trust import Trust, TrustSources, trust_from
 
