@@ -32,10 +32,12 @@ from mlflow_lipschitz.pipeline.tracking import audit_run
 from mlflow_lipschitz.pipeline.workplace import workplace
 from mlflow_lipschitz.policy import AuditPolicy, load_policy
 from mlflow_lipschitz.registry.attestation import Attestation, Evidence, make_attestation
+from mlflow_lipschitz.registry.keys import SigningKey, signing_key
 from mlflow_lipschitz.registry.loading import Served
-from mlflow_lipschitz.registry.promotion import PromotionResult
+from mlflow_lipschitz.registry.promotion import PromotionOptions, PromotionResult
 from mlflow_lipschitz.registry.pull import PulledModel, pull
-from mlflow_lipschitz.report.content import ReportContent
+from mlflow_lipschitz.registry.trust import ENVIRONMENT, TrustSources, trust_from
+from mlflow_lipschitz.report.content import UNSIGNED, ReportContent
 from mlflow_lipschitz.rows import AuditedRows, Data
 
 
@@ -49,6 +51,8 @@ class AuditOptions:
         resume: go on from the finished rows in `out`.
         chunk_size: rows worked on at a time; None takes the default.
         tracking_uri: MLflow store; None takes MLflow's current one.
+        sign_key: file of the private key; None takes LIPSCHITZ_SIGNING_KEY, and without that the attestation is UNSIGNED.
+        trust: whose signatures count, for the baseline and for `gate.on_pass`; by default what the environment says.
     """
 
     device: str = "auto"
@@ -56,6 +60,8 @@ class AuditOptions:
     resume: bool = False
     chunk_size: int | None = None
     tracking_uri: str | None = None
+    sign_key: str | Path | None = None
+    trust: TrustSources = ENVIRONMENT
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,8 @@ def audit(
     """
     options = options or AuditOptions()
     resolve_device(options.device)
+    # Keys that cannot be used are said before any work.
+    trust_from(options.trust), signing_key(options.sign_key)
     with workplace(out) as directory:
         policy = policy if isinstance(policy, AuditPolicy) else load_policy(policy)
         pulled = pull(model_uri, trust_pickle=options.trust_pickle, tracking_uri=options.tracking_uri)
@@ -115,7 +123,8 @@ def audit(
             except RegistryError as error:
                 raise AuditError(f"{error}\nThe bounds and reports are kept in {directory}") from error
         passed = result.verdict.status == "passed"
-        promotion = promoted_on_pass(policy, pulled, run_id, options.tracking_uri) if passed else None
+        how = PromotionOptions(tracking_uri=options.tracking_uri, trust=options.trust)
+        promotion = promoted_on_pass(policy, pulled, run_id, how) if passed else None
     return replace(result, run_id=run_id, promotion=promotion)
 
 
@@ -130,11 +139,12 @@ def audit_rows(
 ) -> AuditResult:
     """The audit itself, of a pulled model on checked rows. Writes into `directory` only; logs nothing."""
     options, started = options or AuditOptions(), time.perf_counter()
+    key = signing_key(options.sign_key)
     traced = traced_model(pulled, rows, policy)
     graph, rows, outputs = traced.graph, traced.rows, traced.entries
     policy.bind(rows.feature_names, outputs, fixed=rows.fixed_names, looked_up=rows.looked_up)
     question = question_of(policy, rows, outputs)
-    baseline = baseline_of(policy, rows, options.tracking_uri)
+    baseline = baseline_of(policy, rows, options.tracking_uri, trust_from(options.trust))
     fidelity = _replayed(traced, _served_by_name(pulled, rows), question)
 
     arrays = measure(graph, rows, question, directory, _measure_options(options, policy), progress)
@@ -151,11 +161,11 @@ def audit_rows(
 
     certificates = _certificates(graph, rows, question, arrays, outputs)
     described = facts(policy, question, graph.content_hash(), fidelity, certificates.method, rows)
-    content = _content(pulled, policy, verdict, table, certificates, described)
+    content = replace(_content(pulled, policy, verdict, table, certificates, described), attested=_signer(key))
     metrics = {**table.metrics(), **verdict.metrics(), "lipschitz/seconds_total": seconds}
     hashes = write_artifacts(directory, table, policy, certificates, content)
-    evidence = Evidence(metrics, hashes, graph.content_hash(), rows=rows_digest(rows))
-    attestation = make_attestation(pulled, policy, verdict, evidence)
+    evidence = Evidence(metrics, hashes, graph.content_hash(), rows=rows_digest(rows), method=certificates.method)
+    attestation = make_attestation(pulled, policy, verdict, evidence, key)
     (directory / "attestation.json").write_text(attestation.to_json(), encoding="utf-8")
     found = (pulled, policy, rows, graph.content_hash(), fidelity, table, verdict, metrics, content, attestation)
     return AuditResult(*found, directory)
@@ -214,6 +224,10 @@ def _certificates(
         arrays={**region, **{name: arrays[name] for name in claims}},
         counterexamples=counterexamples(rows, question, arrays),
     )
+
+
+def _signer(key: SigningKey | None) -> str:
+    return f"signed by {key.public.keyid}" if key else UNSIGNED
 
 
 def _content(

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from mlflow_lipschitz.errors import InvalidData
+from mlflow_lipschitz.safe_loading.archives import read_npz
 
 
 def read_rows(path: Path, text: Sequence[str] = ()) -> tuple[pd.DataFrame | np.ndarray, np.ndarray | None]:
@@ -70,7 +71,7 @@ def _read_json(path: Path) -> pd.DataFrame:
 
 
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    with np.load(path, allow_pickle=False) as archive:
-        if "points" not in archive:
-            raise InvalidData(f"{path.name} has no array 'points' (it has: {', '.join(archive.files) or 'nothing'})")
-        return archive["points"], archive.get("labels")
+    arrays = read_npz(path)
+    if "points" not in arrays:
+        raise InvalidData(f"{path.name} has no array 'points' (it has: {', '.join(arrays) or 'nothing'})")
+    return arrays["points"], arrays.get("labels")

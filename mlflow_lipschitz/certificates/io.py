@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_lipschitz.certificates.schema import SCHEMA, Certificates, Counterexample
+from mlflow_lipschitz.safe_loading.archives import read_npz
 
 
 def write_certificates(certificates: Certificates, directory: Path) -> tuple[Path, Path]:
@@ -64,6 +65,8 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file; pickled content is refused."""
-    with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
+    """The arrays of an .npz file; pickled content is refused, and what unfolds to far more than it should.
+
+    Raises ValueError for a file that is no such archive.
+    """
+    return read_npz(path)

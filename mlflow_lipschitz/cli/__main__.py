@@ -22,6 +22,23 @@ _trust_pickle = click.option(
     "--trust-pickle", is_flag=True, help="Load pickled models. Loading one runs whatever code it holds."
 )
 
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_sign_key = click.option(
+    "--sign-key",
+    type=_FILE,
+    help="Private key that signs the attestation; default: LIPSCHITZ_SIGNING_KEY, else UNSIGNED.",
+)
+_trusted_keys = click.option(
+    "--trusted-key",
+    "trusted_keys",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Public key, or folder of *.pub files, whose signatures count; repeatable. Default: LIPSCHITZ_TRUSTED_KEYS.",
+)
+_revoked = click.option(
+    "--revoked", type=_FILE, multiple=True, help="Revocation list; repeatable. LIPSCHITZ_REVOKED_KEYS is read as well."
+)
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="mlflow-lipschitz")
@@ -52,6 +69,9 @@ def demo(directory: Path) -> int:
 @click.option("--resume", is_flag=True, help="Go on from the finished points in --out.")
 @click.option("--chunk-size", type=click.IntRange(min=1), help="Rows worked on at a time; bounds the memory.")
 @_trust_pickle
+@_sign_key
+@_trusted_keys
+@_revoked
 @_tracking_uri
 def audit(**options: Any) -> int:
     """Audit MODEL_URI (models:/name/3, models:/name@alias, runs:/…) against a policy."""
@@ -67,12 +87,52 @@ def audit(**options: Any) -> int:
 @click.option("--to", "target", metavar="NAME", help="Registered model to copy the version to.")
 @click.option("--policy", type=_POLICY, help="Policy that has to have been passed; without it, any policy will do.")
 @click.option("--dry-run", is_flag=True, help="Check everything, change nothing.")
+@_trusted_keys
+@_revoked
 @_tracking_uri
 def promote(**options: Any) -> int:
     """Promote MODEL_URI if, and only if, a passed audit of exactly these files is on record."""
     from mlflow_lipschitz.cli import commands
 
     return commands.promote(commands.PromoteRequest(**options))
+
+
+@cli.command()
+@click.argument("target", metavar="ATTESTATION_OR_MODEL_URI")
+@click.option("--policy", type=_POLICY, help="Policy that has to have been passed; without it, any policy will do.")
+@click.option("--allow-unsigned", is_flag=True, help="Say 0 although no signature could be checked, if all else holds.")
+@_trusted_keys
+@_revoked
+@_tracking_uri
+def verify(**options: Any) -> int:
+    """Check an attestation: signature, revocation, identity, files, policy, expiry, evidence; one line for each.
+
+    TARGET is an attestation.json, the folder of an audit, or a registered version, whose files are then hashed anew.
+    Exit codes: 0 everything holds, 1 something does not or is not signed by a trusted key, 2 usage error, 3 unreadable store.
+    """
+    from mlflow_lipschitz.cli import signing
+
+    return signing.verify(signing.VerifyRequest(**options))
+
+
+@cli.group()
+def keys() -> None:
+    """Keys that sign attestations."""
+
+
+@keys.command("new")
+@click.option(
+    "--out",
+    "directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=".",
+    help="Folder; default: this one.",
+)
+def new_keys(directory: Path) -> int:
+    """Make an Ed25519 key pair: a private file to sign with, a public one to trust."""
+    from mlflow_lipschitz.cli import signing
+
+    return signing.new_keys(directory)
 
 
 @cli.group()

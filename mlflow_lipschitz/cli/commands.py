@@ -48,6 +48,9 @@ class AuditRequest:
     chunk_size: int | None = None
     trust_pickle: bool = False
     tracking_uri: str | None = None
+    sign_key: Path | None = None
+    trusted_keys: tuple[Path, ...] = ()
+    revoked: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class PromoteRequest:
     policy: Path | None = None
     dry_run: bool = False
     tracking_uri: str | None = None
+    trusted_keys: tuple[Path, ...] = ()
+    revoked: tuple[Path, ...] = ()
 
 
 def demo(directory: Path) -> int:
@@ -81,6 +86,7 @@ def run_audit(request: AuditRequest) -> AuditResult:
     """The audit itself, with progress on stderr."""
     from mlflow_lipschitz.audit import AuditOptions
     from mlflow_lipschitz.audit import audit as audit_model
+    from mlflow_lipschitz.registry.trust import TrustSources
 
     options = AuditOptions(
         device=request.device,
@@ -88,6 +94,8 @@ def run_audit(request: AuditRequest) -> AuditResult:
         resume=request.resume,
         chunk_size=request.chunk_size,
         tracking_uri=request.tracking_uri,
+        sign_key=request.sign_key,
+        trust=TrustSources(request.trusted_keys, request.revoked),
     )
     with _termination_as_interrupt(), progress("certifying") as report:
         return audit_model(
@@ -99,16 +107,18 @@ def promote(request: PromoteRequest) -> int:
     """Promote one version, or say what is missing."""
     from mlflow_lipschitz.registry.promotion import PromotionOptions
     from mlflow_lipschitz.registry.promotion import promote as run_promotion
+    from mlflow_lipschitz.registry.trust import TrustSources
 
     if not (request.alias or request.stage or request.target):
         raise click.UsageError("say where to: --alias NAME, --stage NAME or --to MODEL")
+    trust = TrustSources(request.trusted_keys, request.revoked)
     result = run_promotion(
         request.model_uri,
         alias=request.alias,
         stage=request.stage,
         to=request.target,
         policy=request.policy,
-        options=PromotionOptions(dry_run=request.dry_run, tracking_uri=request.tracking_uri),
+        options=PromotionOptions(dry_run=request.dry_run, tracking_uri=request.tracking_uri, trust=trust),
     )
     click.echo(safe_lines(result))
     return PASSED

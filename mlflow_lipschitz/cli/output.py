@@ -54,6 +54,7 @@ def check_lines(content: ReportContent) -> list[str]:
         if example.check_id not in seen:
             seen.add(example.check_id)
             lines.append(f"      {one_line(f'{example.check_id}: {example}')}")
+    lines.append(f"attestation: {one_line(content.attested)}")
     color = "green" if content.verdict.status == "passed" else "red"
     lines.append(click.style(f"{content.verdict.status}: {one_line(content.model)}", fg=color, bold=True))
     return lines
@@ -70,6 +71,7 @@ def audit_json(result: AuditResult) -> str:
         "metrics": {name: _strict(value) for name, value in result.metrics.items()},
         "artifacts": str(result.directory),
         "run_id": result.run_id,
+        "attestation": {"digest": result.attestation.digest, "signature": result.attestation.signature},
         "alias": result.promotion.alias if result.promotion else None,
     }
     return json.dumps(document, indent=2, allow_nan=False)

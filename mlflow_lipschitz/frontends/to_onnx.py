@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from mlflow_lipschitz.errors import AuditError, UnsupportedOperator, UntrustedModel, UsageError
 from mlflow_lipschitz.frontends.discrete_columns import without_notes
+from mlflow_lipschitz.safe_loading.onnx_file import read_onnx
+from mlflow_lipschitz.safe_loading.structure import Unexpected
 
 
 def to_onnx(model: Any, example: Any = None) -> onnx.ModelProto:
@@ -68,8 +69,10 @@ def _from_path(path: Path, example: Any) -> onnx.ModelProto:
         raise UsageError(f"there is no model file {path}")
     if path.suffix == ".onnx":
         try:
-            model = onnx.load(path)
-        except (OSError, ValueError, DecodeError, onnx.checker.ValidationError) as error:
+            model = read_onnx(path)
+        except Unexpected as error:
+            raise UntrustedModel(f"{path.name} is refused before loading: {error}") from error
+        except (OSError, ValueError) as error:
             raise AuditError(f"{path.name} cannot be read as an ONNX model: {error}") from error
         return _with_shape_of(model, example)
     if path.suffix == ".pt2":

@@ -21,6 +21,7 @@ from mlflow_lipschitz.policy import AuditPolicy
 from mlflow_lipschitz.policy_models import NoRegression
 from mlflow_lipschitz.registry.pull import fetch
 from mlflow_lipschitz.registry.store import client_for
+from mlflow_lipschitz.registry.trust import Trust
 from mlflow_lipschitz.registry.vouching import NotVouched, VouchedAudit, vouching_audit
 from mlflow_lipschitz.rows import AuditedRows
 
@@ -41,12 +42,15 @@ def rows_digest(rows: AuditedRows) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def baseline_of(policy: AuditPolicy, rows: AuditedRows, tracking_uri: str | None = None) -> Baseline:
+def baseline_of(
+    policy: AuditPolicy, rows: AuditedRows, tracking_uri: str | None = None, trust: Trust | None = None
+) -> Baseline:
     """The baseline that `policy` names, when it has a check that needs one.
 
     A baseline counts only if a passed, valid audit of exactly its present files is on record, with the same output,
     inputs, perturbation and rows as this one. Everything else leaves the checks without an answer, and the gate closed;
-    it is not raised, for the other bounds are still worth having.
+    it is not raised, for the other bounds are still worth having. With trusted keys in `trust`, the attestation also has to be
+    signed by one of them.
     """
     uri = policy.model.baseline
     if uri is None or not any(isinstance(check, NoRegression) for check in policy.checks):
@@ -57,7 +61,8 @@ def baseline_of(policy: AuditPolicy, rows: AuditedRows, tracking_uri: str | None
             if reference.name is None or reference.version is None:
                 return Baseline(problem=f"the baseline {uri} is not a registered version; use models:/NAME@ALIAS")
             place = f"models:/{reference.name}/{reference.version}"
-            vouched = vouching_audit(reference, path, client_for(tracking_uri), Path(scratch) / "lipschitz-evidence")
+            client, evidence = client_for(tracking_uri), Path(scratch) / "lipschitz-evidence"
+            vouched = vouching_audit(reference, path, client, evidence, trust or Trust())
     except (RegistryError, UntrustedModel, UsageError) as error:
         return Baseline(problem=f"the baseline {uri} cannot be read: {_one_line(error)} {_FIRST}")
     except NotVouched as error:

@@ -23,7 +23,7 @@ def refuse_alias_without_version(policy: AuditPolicy, pulled: PulledModel) -> No
 
 
 def promoted_on_pass(
-    policy: AuditPolicy, pulled: PulledModel, run_id: str, tracking_uri: str | None
+    policy: AuditPolicy, pulled: PulledModel, run_id: str, options: PromotionOptions
 ) -> PromotionResult | None:
     """Set the alias that `gate.on_pass` names, after the passed verdict was logged to `run_id`; None when it names none.
 
@@ -38,7 +38,7 @@ def promoted_on_pass(
         return None
     place = f"models:/{pulled.name}/{pulled.version}"
     try:
-        return promote(place, alias=alias, policy=policy, options=PromotionOptions(tracking_uri=tracking_uri))
+        return promote(place, alias=alias, policy=policy, options=options)
     except LipschitzError as error:
         raise AuditError(
             f"{place} passed, which run {run_id} records, and the alias {alias!r} was not set: {error}"

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pandas as pd
 
 from mlflow_lipschitz.errors import RegistryError, UntrustedModel
-from mlflow_lipschitz.registry.mlmodel import ModelDescription, inside
+from mlflow_lipschitz.registry.mlmodel import ModelDescription
 from mlflow_lipschitz.safe_loading.pt2 import load_pt2
 from mlflow_lipschitz.safe_loading.skops import load_skops
+from mlflow_lipschitz.safe_loading.structure import Unexpected
 
 Served = Callable[[np.ndarray | pd.DataFrame], np.ndarray | dict[str, np.ndarray]]
 
@@ -40,28 +42,17 @@ def load(directory: Path, description: ModelDescription, *, trusted: bool) -> Lo
     return _LOAD[description.flavor](directory, description)
 
 
-def _load_onnx(directory: Path, description: ModelDescription) -> LoadedModel:
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+def _load_onnx(_directory: Path, description: ModelDescription) -> LoadedModel:
+    from mlflow_lipschitz.safe_loading.onnx_file import read_onnx
 
     path = description.model_file
     try:
-        model = onnx.load(str(path), load_external_data=False)
-        _check_external_data(directory, model)
-        model = onnx.load(str(path))
-    except (DecodeError, onnx.checker.ValidationError, OSError) as error:
+        model = read_onnx(path)
+    except Unexpected as error:
+        raise UntrustedModel(f"{path.name} is refused before loading: {error}. Log the model again.") from error
+    except (ValueError, OSError) as error:
         raise RegistryError(f"{path.name} is not a readable ONNX model: {error}. Log the model again.") from error
     return LoadedModel(model, _OnnxServer(path))
-
-
-def _check_external_data(directory: Path, model: Any) -> None:
-    """Refuse weights stored outside the model's folder: no digest would cover them."""
-    from onnx.external_data_helper import _get_all_tensors, uses_external_data
-
-    for tensor in _get_all_tensors(model):
-        if uses_external_data(tensor):
-            location = next((entry.value for entry in tensor.external_data if entry.key == "location"), None)
-            inside(directory, location)
 
 
 class _OnnxServer:
@@ -139,10 +130,12 @@ def estimator_server(estimator: Any) -> Served:
         )
 
     def served(points: np.ndarray | pd.DataFrame) -> np.ndarray:
-        if names is None:
-            return np.asarray(method(np.asarray(points)))
-        # Only an array, which has no names of its own, is taken to be in the order of the fit.
-        return np.asarray(method(points if isinstance(points, pd.DataFrame) else pd.DataFrame(points, columns=names)))
+        if names is not None and not isinstance(points, pd.DataFrame):
+            # Only an array, which has no names of its own, is taken to be in the order of the fit.
+            points = pd.DataFrame(points, columns=names)
+        # A model may ask for any number of worker processes (n_jobs); its answers do not depend on them.
+        with joblib.parallel_config(backend="sequential"):
+            return np.asarray(method(points if names is not None else np.asarray(points)))
 
     return served
 

@@ -93,6 +93,10 @@ def _digest(path: Path) -> tuple[str, int]:
 def _files(directory: Path) -> Iterator[Path]:
     with os.scandir(directory) as entries:
         for entry in sorted(entries, key=lambda e: e.name):
+            if not entry.name.isprintable():
+                raise UntrustedModel(
+                    f"the model's files contain {entry.path!r}, a name that cannot be shown. Rename the file."
+                )
             mode = entry.stat(follow_symlinks=False).st_mode
             if stat.S_ISDIR(mode):
                 yield from _files(Path(entry.path))

@@ -27,6 +27,8 @@ _SAFE_LOG = {
 }
 _LOADERS = {"pytorch": "mlflow.pytorch", "sklearn": "mlflow.sklearn", "onnx": "mlflow.onnx"}
 _CODE_KEYS = ("code", "model_code_path", "python_model", "cloudpickle_version")
+_MLMODEL_LIMIT = 1 << 20
+_EXAMPLE_LIMIT = 256 << 20
 _NOTHING: Mapping[str, Any] = {}
 
 
@@ -90,10 +92,32 @@ def _read_mlmodel(directory: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise RegistryError(f"{directory} holds no MLmodel file. Give the folder of an MLflow model.")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(_text_of(path, _MLMODEL_LIMIT))
+        _refuse_expansion(content)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise RegistryError(f"{path} is not readable YAML: {error}. Log the model again.") from error
     return _mapping(content)
+
+
+def _text_of(path: Path, limit: int) -> str:
+    size = path.stat().st_size
+    if size > limit:
+        raise UntrustedModel(
+            f"the model's file {path.name} has {size} bytes, where {limit} are read. Log the model again."
+        )
+    return path.read_text(encoding="utf-8")
+
+
+def _refuse_expansion(content: object) -> None:
+    """UntrustedModel for YAML whose aliases, written out, would be far longer than the file, or run in circles."""
+    pending, seen = [content], 0
+    while pending:
+        value, seen = pending.pop(), seen + 1
+        if seen > _MLMODEL_LIMIT:
+            raise UntrustedModel("the MLmodel file repeats itself without end by YAML aliases. Log the model again.")
+        pending += (
+            [*value.keys(), *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+        )
 
 
 def _onnx(directory: Path, config: Mapping[str, Any]) -> tuple[str, Path]:
@@ -146,7 +170,7 @@ def _signature(content: Mapping[str, Any]) -> ModelSignature | None:
         return None
     try:
         return ModelSignature.from_dict(stored)
-    except (MlflowException, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (MlflowException, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RegistryError(f"the model's signature is not readable: {error}. Log the model again.") from error
 
 
@@ -156,8 +180,8 @@ def _input_example(directory: Path, content: Mapping[str, Any]) -> pd.DataFrame 
     if not isinstance(name, str) or not name.endswith(".json") or not inside(directory, name).is_file():
         return None
     try:
-        value = json.loads(inside(directory, name).read_text(encoding="utf-8"))
-    except ValueError as error:
+        value = json.loads(_text_of(inside(directory, name), _EXAMPLE_LIMIT))
+    except (ValueError, RecursionError) as error:
         raise RegistryError(f"the model's input example {name} is not JSON: {error}. Log the model again.") from error
     table = value.get("dataframe_split", value) if isinstance(value, dict) else value
     if isinstance(table, dict) and "data" in table:

@@ -1,29 +1,24 @@
 """Opening the door: an alias, a stage or a copy, for exactly the bytes that passed an audit.
 
-Nothing on the model version is believed; see vouching.py for what is. All checks come before the first change, and the
-alias is the last change, so a refusal or a crash leaves every alias where it was.
+Nothing on the model version is believed; see vouching.py for what is. All checks come before the first change and are made
+again after it; see transition.py for how a refusal or a crash leaves every alias where it was.
 """
 
 from __future__ import annotations
 
-import getpass
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from mlflow_lipschitz.errors import PromotionRefused, UsageError
 from mlflow_lipschitz.policy import AuditPolicy, load_policy
-from mlflow_lipschitz.registry import tags
-from mlflow_lipschitz.registry.attestation import Attestation
-from mlflow_lipschitz.registry.manifest import manifest_of
 from mlflow_lipschitz.registry.pull import fetch
-from mlflow_lipschitz.registry.store import ModelReference, client_for, store_errors
+from mlflow_lipschitz.registry.store import ModelReference, client_for
+from mlflow_lipschitz.registry.transition import Target, carry_out
+from mlflow_lipschitz.registry.trust import ENVIRONMENT, Trust, TrustSources, trust_from
 from mlflow_lipschitz.registry.vouching import NotVouched, VouchedAudit, vouching_audit
 
 
@@ -63,18 +58,12 @@ class PromotionOptions:
     Attributes:
         dry_run: check everything, change nothing.
         tracking_uri: MLflow store; None takes MLflow's current one.
+        trust: whose signatures count; by default what the environment says, see `trust_from`.
     """
 
     dry_run: bool = False
     tracking_uri: str | None = None
-
-
-@dataclass(frozen=True)
-class _Request:
-    alias: str | None
-    stage: str | None
-    to: str | None
-    dry_run: bool
+    trust: TrustSources = ENVIRONMENT
 
 
 def promote(
@@ -104,35 +93,63 @@ def promote(
         raise UsageError("say where to: one of alias (--alias NAME) and stage (--stage NAME), or a copy (--to NAME).")
     options = options or PromotionOptions()
     wanted = policy if policy is None or isinstance(policy, AuditPolicy) else load_policy(policy)
-    tracking_uri = options.tracking_uri
-    client = client_for(tracking_uri)
+    gate = _Gate(client_for(options.tracking_uri), trust_from(options.trust), wanted, options.tracking_uri)
     with tempfile.TemporaryDirectory(prefix="mlflow-lipschitz-") as scratch:
-        reference, path = fetch(model_uri, directory=Path(scratch), tracking_uri=tracking_uri)
-        if reference.name is None or reference.version is None or not _names_a_version(model_uri):
+        source, path = fetch(model_uri, directory=Path(scratch), tracking_uri=options.tracking_uri)
+        if source.name is None or source.version is None or not _names_a_version(model_uri):
             raise UsageError(f"{model_uri!r} is not a registered version. Use models:/NAME/VERSION.")
-        vouched = _vouching(reference, path, client, Path(scratch) / "evidence", wanted)
-    return _carry_out(_Request(alias, stage, to, options.dry_run), reference, vouched, client, tracking_uri)
+        vouched = gate.vouched(source, path, Path(scratch) / "evidence")
+    place = (to or source.name, "(new)" if to else source.version)
+    if not options.dry_run:
+        place = carry_out(Target(alias, stage, to), source, vouched, gate.client, lambda *at: gate.recheck(source, *at))
+    return PromotionResult(
+        name=place[0],
+        version=place[1],
+        source=f"models:/{source.name}/{source.version}",
+        alias=alias,
+        stage=stage,
+        attestation=vouched.attestation.digest,
+        signature=vouched.signature,
+        policy=vouched.policy.reference,
+        dry_run=options.dry_run,
+    )
+
+
+@dataclass(frozen=True)
+class _Gate:
+    """What decides, as it was when the promotion began."""
+
+    client: MlflowClient
+    trust: Trust
+    wanted: AuditPolicy | None
+    tracking_uri: str | None
+
+    def vouched(self, reference: ModelReference, path: Path, scratch: Path) -> VouchedAudit:
+        """The audit of `reference` that vouches for the files in `path`; PromotionRefused when there is none."""
+        try:
+            found = vouching_audit(reference, path, self.client, scratch, self.trust)
+        except NotVouched as error:
+            raise _refused(reference, error.problems) from error
+        if self.wanted is not None and found.policy.digest != self.wanted.digest:
+            raise _refused(
+                reference, [f"it passed {found.policy.reference}, and {self.wanted.reference} is what it has to pass"]
+            )
+        return found
+
+    def recheck(self, source: ModelReference, name: str, version: str) -> None:
+        """Download what was promoted and all evidence once more: the files may have been swapped since the first look."""
+        with tempfile.TemporaryDirectory(prefix="mlflow-lipschitz-") as scratch:
+            try:
+                _, path = fetch(f"models:/{name}/{version}", directory=scratch, tracking_uri=self.tracking_uri)
+                self.vouched(source, path, Path(scratch) / "evidence")
+            except PromotionRefused as error:
+                raise PromotionRefused(f"{error}\nIt changed while it was promoted, so that was taken back.") from error
 
 
 def _names_a_version(uri: str) -> bool:
     """`models:/NAME/VERSION` or `models:/NAME@ALIAS`; a logged model's id alone may stand for several versions."""
     path = uri.removeprefix("models:/")
     return path != uri and ("/" in path or "@" in path)
-
-
-def _vouching(
-    reference: ModelReference, path: Path, client: MlflowClient, scratch: Path, wanted: AuditPolicy | None
-) -> VouchedAudit:
-    """The audit that vouches for the files in `path`; raises PromotionRefused when there is none."""
-    try:
-        vouched = vouching_audit(reference, path, client, scratch)
-    except NotVouched as error:
-        raise _refused(reference, error.problems) from error
-    if wanted is not None and vouched.policy.digest != wanted.digest:
-        raise _refused(
-            reference, [f"it passed {vouched.policy.reference}, and {wanted.reference} is what it has to pass"]
-        )
-    return vouched
 
 
 def _refused(reference: ModelReference, problems: Sequence[str]) -> PromotionRefused:
@@ -142,66 +159,3 @@ def _refused(reference: ModelReference, problems: Sequence[str]) -> PromotionRef
         f"{place} may not be promoted:\n{listed}\nAudit it: mlflow-lipschitz audit {place} --policy POLICY.yaml "
         "--data ROWS"
     )
-
-
-def _carry_out(
-    request: _Request, source: ModelReference, vouched: VouchedAudit, client: MlflowClient, tracking_uri: str | None
-) -> PromotionResult:
-    name, version, attestation = str(source.name), str(source.version), vouched.attestation
-    if not request.dry_run:
-        if request.to:
-            name, version = _copied(request.to, source, attestation, client, tracking_uri)
-        _apply(request, name, version, source, vouched, client)
-    return PromotionResult(
-        name=request.to or name,
-        version="(new)" if request.dry_run and request.to else version,
-        source=f"models:/{source.name}/{source.version}",
-        alias=request.alias,
-        stage=request.stage,
-        attestation=attestation.digest,
-        signature=attestation.signature,
-        policy=vouched.policy.reference,
-        dry_run=request.dry_run,
-    )
-
-
-def _copied(
-    to: str, source: ModelReference, attestation: Attestation, client: MlflowClient, tracking_uri: str | None
-) -> tuple[str, str]:
-    """Copy the version and hash the copy: it must serve the audited bytes too."""
-    with store_errors(f"copy to {to}", "Check that you may create versions there."):
-        copy = client.copy_model_version(f"models:/{source.name}/{source.version}", to)
-    with tempfile.TemporaryDirectory(prefix="mlflow-lipschitz-") as scratch:
-        _, path = fetch(f"models:/{to}/{copy.version}", directory=scratch, tracking_uri=tracking_uri)
-        if manifest_of(path).digest != attestation.predicate["model"]["manifest"]:
-            client.delete_model_version(to, str(copy.version))
-            raise _refused(
-                source, [f"the copy models:/{to}/{copy.version} did not hold the audited files and was deleted"]
-            )
-    return to, str(copy.version)
-
-
-def _apply(
-    request: _Request, name: str, version: str, source: ModelReference, vouched: VouchedAudit, client: MlflowClient
-) -> None:
-    record = {
-        "by": getpass.getuser(),
-        "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "from": f"models:/{source.name}/{source.version}",
-        "alias": request.alias,
-        "stage": request.stage,
-        "attestation": vouched.attestation.digest,
-        "signature": vouched.attestation.signature,
-        "policy": vouched.policy.reference,
-    }
-    with store_errors(f"promote {name} version {version}", "Check your rights on this model; nothing was promoted."):
-        # The record comes first: an alias without a record would be worse than a record without an alias.
-        client.set_model_version_tag(name, version, tags.PROMOTION, json.dumps(record, sort_keys=True))
-        try:
-            if request.stage:
-                client.transition_model_version_stage(name, version, request.stage)
-            if request.alias:
-                client.set_registered_model_alias(name, request.alias, version)
-        except (MlflowException, OSError):
-            client.delete_model_version_tag(name, version, tags.PROMOTION)
-            raise

@@ -24,6 +24,7 @@ from mlflow.tracking import MlflowClient
 from mlflow_lipschitz.errors import RegistryError, UsageError
 
 _CONNECT_SECONDS = 5.0
+_MOST_COPIES = 16
 
 
 @dataclass(frozen=True)
@@ -131,16 +132,36 @@ def _registered(uri: str, path: str, client: MlflowClient) -> ModelReference:
 
 def _model_id_behind(source: str | None, client: MlflowClient) -> str | None:
     """The logged model a version was made from, through any number of copies (`models:/dev.scorer/1`)."""
-    for _ in range(16):
-        parsed = urlparse(source or "")
-        path = parsed.path.strip("/")
-        if parsed.scheme != "models":
+    for _ in range(_MOST_COPIES):
+        copied = _version_in(source)
+        if copied is None:
+            parsed = urlparse(source or "")
+            path = parsed.path.strip("/")
+            if parsed.scheme == "models":
+                return path
             return next((part for part in path.split("/") if part.startswith("m-")), None)
-        if "/" not in path:
-            return path
-        name, version = path.rsplit("/", 1)
-        source = client.get_model_version(name, version).source
+        source = client.get_model_version(*copied).source
     return None
+
+
+def copied_from(name: str, version: str, client: MlflowClient) -> list[tuple[str, str]]:
+    """Names and versions this version is a copy of, the nearest first, as far as the registry still knows them."""
+    found: list[tuple[str, str]] = []
+    with store_errors(f"read models:/{name}/{version}"):
+        source = client.get_model_version(name, version).source
+        while (copied := _version_in(source)) and len(found) < _MOST_COPIES:
+            found.append(copied)
+            try:
+                source = client.get_model_version(*copied).source
+            except MlflowException:
+                break  # the original was deleted; that it was one is still known
+    return found
+
+
+def _version_in(source: str | None) -> tuple[str, str] | None:
+    parsed = urlparse(source or "")
+    name, slash, version = parsed.path.strip("/").rpartition("/")
+    return (name, version) if parsed.scheme == "models" and slash else None
 
 
 def _of_run(uri: str, path: str, client: MlflowClient) -> ModelReference:

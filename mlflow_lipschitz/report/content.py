@@ -25,6 +25,9 @@ NOT_MEANT = (
 )
 
 
+UNSIGNED = "UNSIGNED: it does not prove who wrote it, and opens nothing where signatures are demanded"
+
+
 @dataclass(frozen=True)
 class ReportContent:
     """
@@ -36,6 +39,7 @@ class ReportContent:
         facts: name -> text; norm, radius, domain, method, arithmetic claim, versions: what repeating the audit needs.
         explanations: check type -> what the number means and does not mean.
         policy_file: how annotations name the policy's file.
+        attested: who signed the attestation beside the report, or that nobody did.
     """
 
     model: str
@@ -47,6 +51,7 @@ class ReportContent:
     facts: Mapping[str, str] = field(default_factory=dict)
     explanations: Mapping[str, str] = field(default_factory=dict)
     policy_file: str = "policy.yaml"
+    attested: str = UNSIGNED
 
     @property
     def headline(self) -> str:

@@ -38,7 +38,7 @@ def report_html(content: ReportContent) -> str:
     """The whole report as one HTML document."""
     sections = [
         f'<h1 class="{_text(content.verdict.status)}">{_text(content.headline)}</h1>',
-        f"<p>{_text(content.model)}<br>policy {_text(content.policy)}</p>",
+        f"<p>{_text(content.model)}<br>policy {_text(content.policy)}<br>attestation {_text(content.attested)}</p>",
         "<h2>Checks</h2>" + _checks(content),
         _counterexamples(content),
         "<h2>Bounds</h2>" + "".join(_plots(content)),

@@ -32,7 +32,15 @@ def summary_markdown(content: ReportContent) -> str:
     lines += [f"- {_cell(example.check_id)}: {_cell(example)}" for example in content.leading_examples(_SHOWN_EXAMPLES)]
     if len(content.counterexamples) > _SHOWN_EXAMPLES:
         lines.append(f"- … and {len(content.counterexamples) - _SHOWN_EXAMPLES} more counterexamples in report.html")
-    lines += ["", f"Policy: `{_code(content.policy)}`", "", NOT_MEANT, ""]
+    lines += [
+        "",
+        f"Policy: `{_code(content.policy)}`",
+        "",
+        f"Attestation: {_cell(content.attested)}",
+        "",
+        NOT_MEANT,
+        "",
+    ]
     text = "\n".join(lines)
     if len(text.encode()) <= SIZE_LIMIT:
         return text

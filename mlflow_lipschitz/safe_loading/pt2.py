@@ -11,11 +11,11 @@ from __future__ import annotations
 import io
 import json
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
 from mlflow_lipschitz.errors import RegistryError, UntrustedModel
+from mlflow_lipschitz.safe_loading.archives import read_records, stored
 from mlflow_lipschitz.safe_loading.program import program, qualified_name, tensor_meta
 from mlflow_lipschitz.safe_loading.structure import Unexpected, boolean, count, mapping, record, text, union
 
@@ -25,6 +25,7 @@ _MODEL = "models/model.json"
 _CONFIGS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
 _SAMPLE = "data/sample_inputs/model.pt"
 _UNKNOWN_SIZE = 2
+_JSON_LIMIT = 128 << 20
 
 _payloads = record(
     {
@@ -51,7 +52,7 @@ def load_pt2(path: str | Path) -> Any:
     """
     path = Path(path)
     try:
-        archive = io.BytesIO(_rewritten(_records(path)))
+        archive = _rewritten(_records(path))
     except Unexpected as error:
         raise UntrustedModel(
             f"the pt2 archive {path.name} is refused before loading: {error}. Loading it could run code from the file. "
@@ -71,23 +72,14 @@ def load_pt2(path: str | Path) -> Any:
 
 
 def _records(path: Path) -> dict[str, bytes]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            infos = [info for info in archive.infolist() if not info.is_dir()]
-            names = [info.filename for info in infos]
-            if len({name.casefold() for name in names}) != len(names):
-                raise Unexpected("two records with one name")
-            if len({name.split("/", 1)[0] for name in names}) != 1 or any("/" not in name for name in names):
-                raise Unexpected("records outside one folder")
-            # torch stores without compression; so nothing can unfold to more than the file itself.
-            if sum(info.file_size for info in infos) > path.stat().st_size:
-                raise Unexpected("records larger than the file")
-            return {info.filename.split("/", 1)[1]: archive.read(info) for info in infos}
-    except (zipfile.BadZipFile, RuntimeError, EOFError) as error:  # RuntimeError: encrypted, or an unknown method
-        raise Unexpected(f"no zip archive ({error})") from error
+    # torch stores without compression; so nothing can unfold to more than the file itself.
+    records = read_records(path, ratio=1, small=0)
+    if len({name.split("/", 1)[0] for name in records}) != 1 or any("/" not in name for name in records):
+        raise Unexpected("records outside one folder")
+    return {name.split("/", 1)[1]: content for name, content in records.items()}
 
 
-def _rewritten(records: dict[str, bytes]) -> bytes:
+def _rewritten(records: dict[str, bytes]) -> io.BytesIO:
     model = _checked(program, records, _MODEL)
     kept: dict[str, bytes] = {_MODEL: json.dumps(model).encode()}
     raw: set[str] = set()
@@ -101,11 +93,7 @@ def _rewritten(records: dict[str, bytes]) -> bytes:
         elif name not in (_MODEL, _SAMPLE, *_CONFIGS):
             raise Unexpected(f"{name}: a record that is neither JSON nor a raw tensor")
     kept[_SAMPLE] = _sample_inputs(model)
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in kept.items():
-            archive.writestr(f"model/{name}", content)
-    return buffer.getvalue()
+    return stored({f"model/{name}": content for name, content in kept.items()})
 
 
 def _tensor_records(config: Any, folder: str, records: dict[str, bytes]) -> set[str]:
@@ -167,6 +155,8 @@ def _length(size: dict[str, Any]) -> int:
 def _checked(check: Any, records: dict[str, bytes], name: str) -> Any:
     if name not in records:
         raise Unexpected(f"{name}: no such record; archives written by torch before 2.9 keep their weights pickled")
+    if len(records[name]) > _JSON_LIMIT:
+        raise Unexpected(f"{name}: {len(records[name])} bytes of JSON, where {_JSON_LIMIT} are allowed")
     try:
         return check(json.loads(records[name]))
     except Unexpected as error:

@@ -2,19 +2,23 @@
 
 MLflow passes skops the allow-list it finds in the model's own MLmodel file, and skops adds hundreds of types of its
 own. Here the archive's schema is read as JSON first: every node must use a loader and a type named below, or the
-model is refused by the names of what was found.
+model is refused by the names of what was found. What skops then reads is a copy of the records that were checked.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mlflow_lipschitz.errors import RegistryError, UntrustedModel
+from mlflow_lipschitz.safe_loading.archives import check_array, read_records, stored
+from mlflow_lipschitz.safe_loading.structure import Unexpected
+
+_SCHEMA = "schema.json"
+_SCHEMA_LIMIT = 32 << 20
+_DEPTH = 200
 
 # Public class names by public module. Private submodules below them (`sklearn.linear_model._base`) are the same place.
 _ESTIMATORS = {
@@ -66,20 +70,30 @@ _LEAVES = {"JsonNode", "CachedNode"}
 def load_skops(path: str | Path) -> Any:
     """The estimator in the archive at `path`.
 
-    Raises UntrustedModel naming every type outside the list, RegistryError when the installed scikit-learn or skops
-    cannot rebuild it.
+    Raises UntrustedModel naming every type outside the list, or why the archive is no plain one; RegistryError when the
+    installed scikit-learn or skops cannot rebuild it.
     """
-    unknown = sorted({found for node in _nodes(_schema(Path(path))) if (found := _unlisted(node))})
+    path = Path(path)
+    try:
+        records = _records(path)
+        nodes = _nodes(_schema(records))
+    except Unexpected as error:
+        raise UntrustedModel(
+            f"{path.name} is refused before loading: not a skops file that can be read safely: {error}. Log the model again "
+            "with mlflow.sklearn.log_model(model, name=…, serialization_format='skops')."
+        ) from error
+    unknown = sorted({found for node in nodes if (found := _unlisted(node))})
     if unknown:
         raise UntrustedModel(
-            f"the skops file {Path(path).name} is refused before loading: it names {', '.join(unknown)}, outside the "
+            f"the skops file {path.name} is refused before loading: it names {', '.join(unknown)}, outside the "
             "types this tool loads. Build the model from scikit-learn's own estimators, log it as ONNX with "
             "mlflow.onnx.log_model, or allow it with trust_pickle=True (--trust-pickle) if you wrote it yourself."
         )
     import skops.io
 
+    data = stored(records).getvalue()
     try:
-        return skops.io.load(path, trusted=skops.io.get_untrusted_types(file=path))
+        return skops.io.loads(data, trusted=skops.io.get_untrusted_types(data=data))
     except (ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         raise RegistryError(
             f"{path} cannot be rebuilt by the installed scikit-learn and skops: {error}. Install the versions named "
@@ -88,26 +102,43 @@ def load_skops(path: str | Path) -> Any:
         ) from error
 
 
-def _schema(path: Path) -> Any:
+def _records(path: Path) -> dict[str, bytes]:
+    records = read_records(path)
+    for name, content in records.items():
+        if name == _SCHEMA:
+            continue
+        try:
+            check_array(content)
+        except Unexpected as error:
+            raise Unexpected(f"{name[:80]}: {error}") from error
+    return records
+
+
+def _schema(records: dict[str, bytes]) -> Any:
+    content = records.get(_SCHEMA)
+    if content is None:
+        raise Unexpected("it has no schema.json")
+    if len(content) > _SCHEMA_LIMIT:
+        raise Unexpected(f"schema.json has {len(content)} bytes, where {_SCHEMA_LIMIT} are allowed")
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if len(set(names)) != len(names):
-                raise UntrustedModel(f"the skops file {path.name} is refused: two records with one name.")
-            return json.loads(archive.read("schema.json"))
-    except (zipfile.BadZipFile, KeyError, ValueError, RecursionError) as error:
-        raise UntrustedModel(f"{path.name} is refused: not a skops file ({error}).") from error
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise Unexpected(f"schema.json is not JSON ({error})") from error
 
 
-def _nodes(value: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(value, dict):
-        if "__loader__" in value:
-            yield value
-        for child in value.values():
-            yield from _nodes(child)
-    elif isinstance(value, list):
-        for child in value:
-            yield from _nodes(child)
+def _nodes(schema: Any) -> list[dict[str, Any]]:
+    """Every node of the schema, however deep; Unexpected beyond a depth that no estimator has."""
+    nodes, level = [], [schema]
+    for _ in range(_DEPTH):
+        nodes += [value for value in level if isinstance(value, dict) and "__loader__" in value]
+        level = [child for value in level for child in _children(value)]
+    if level:
+        raise Unexpected(f"schema.json is nested more than {_DEPTH} levels deep")
+    return nodes
+
+
+def _children(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
 def _unlisted(node: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from mlflow_lipschitz.pipeline.baseline import rows_digest
 from mlflow_lipschitz.policy import load_policy
 from mlflow_lipschitz.registry import tags
 from mlflow_lipschitz.registry.attestation import Attestation, Evidence, make_attestation
+from mlflow_lipschitz.registry.keys import SigningKey
 from mlflow_lipschitz.registry.manifest import sha256_of
 from mlflow_lipschitz.registry.pull import PulledModel, pull
 from mlflow_lipschitz.rows import AuditedRows, load_rows
@@ -55,7 +56,12 @@ class Record:
 
 
 def attest(
-    pulled: PulledModel, folder: Path, *, status: str = "passed", created: datetime | None = None
+    pulled: PulledModel,
+    folder: Path,
+    *,
+    status: str = "passed",
+    created: datetime | None = None,
+    key: SigningKey | None = None,
 ) -> Attestation:
     """Write policy.yaml and attestation.json of an audit of `pulled` into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,17 +69,23 @@ def attest(
     (folder / "summary.md").write_text("summary")
     hashes = {name: sha256_of(folder / name) for name in ("policy.yaml", "summary.md")}
     evidence = Evidence({"lipschitz/upper_max": 7.5}, hashes, "graph", created, rows=rows_digest(audited_rows()))
-    attestation = make_attestation(pulled, load_policy(POLICY), verdict(status), evidence)
+    attestation = make_attestation(pulled, load_policy(POLICY), verdict(status), evidence, key)
     (folder / "attestation.json").write_text(attestation.to_json())
     return attestation
 
 
-def record(name: str, folder: Path, *, version: str = "1", status: str = "passed", created=None) -> Record:
-    """Audit `models:/name/version` on paper and put the record where the pipeline puts it."""
-    attestation = attest(pull(f"models:/{name}/{version}"), folder, status=status, created=created)
+def record(name: str, folder: Path, *, version: str = "1", **how) -> Record:
+    """Audit `models:/name/version` on paper and put the record where the pipeline puts it; `how` as in `attest`."""
+    attestation = attest(pull(f"models:/{name}/{version}"), folder, **how)
     client = MlflowClient()
     with mlflow.start_run() as run:
         client.log_artifacts(run.info.run_id, str(folder), "lipschitz")
     client.set_model_version_tag(name, version, tags.RUN_ID, run.info.run_id)
-    client.set_model_version_tag(name, version, tags.VERDICT, status)
+    client.set_model_version_tag(name, version, tags.VERDICT, how.get("status", "passed"))
     return Record(run.info.run_id, attestation)
+
+
+def replace_attestation(run_id: str, content: bytes, folder: Path) -> None:
+    """Put `content` where the run keeps its attestation."""
+    (folder / "attestation.json").write_bytes(content)
+    MlflowClient().log_artifact(run_id, str(folder / "attestation.json"), "lipschitz")

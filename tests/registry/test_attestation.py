@@ -13,8 +13,10 @@ import pytest
 from mlflow_lipschitz.errors import AuditError
 from mlflow_lipschitz.gate.verdict import Verdict
 from mlflow_lipschitz.policy import load_policy
-from mlflow_lipschitz.registry.attestation import Attestation, Evidence, check_attestation, make_attestation
+from mlflow_lipschitz.registry.attestation import Attestation, Evidence, make_attestation
+from mlflow_lipschitz.registry.checking import check_attestation
 from mlflow_lipschitz.registry.pull import PulledModel, pull
+from mlflow_lipschitz.registry.strict_json import canonical_json
 from tests.registry.evidence import POLICY, outcome, verdict
 from tests.registry.stores import onnx_model
 
@@ -104,7 +106,7 @@ def test_times_that_cannot_be_read_are_never_valid(pulled: PulledModel) -> None:
     for edit in ({"expires": "never"}, {"expires": "2099-01-01"}, {"created": None}):
         statement = _attestation(pulled).statement
         statement["predicate"].update(edit)
-        forged = Attestation.from_json(json.dumps(statement))
+        forged = Attestation.from_json(canonical_json(statement))
         assert any("valid from" in p for p in check_attestation(forged, pulled.manifest, IDENTITY, now=NOW))
 
 
