@@ -6,11 +6,15 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mlflow_lipschitz.cli.failures import PASSED
 from mlflow_lipschitz.errors import UsageError
+
+if TYPE_CHECKING:
+    from mlflow_lipschitz.registry.trust import TrustSources
 
 SECRET = "LIPSCHITZ_WEBHOOK_SECRET"
 
@@ -41,23 +45,12 @@ def serve(request: ServeRequest) -> int:
         from mlflow_lipschitz.webhooks.receiver import receiver
     except ImportError as error:
         raise UsageError(f"serve needs {error.name}: pip install 'mlflow-lipschitz[serve]'") from error
-    from mlflow_lipschitz.policy import load_policy
-    from mlflow_lipschitz.registry.keys import signing_key
-    from mlflow_lipschitz.registry.trust import TrustSources, trust_from
+    from mlflow_lipschitz.registry.trust import TrustSources as Sources
     from mlflow_lipschitz.webhooks.handling import ReceiverSettings
     from mlflow_lipschitz.webhooks.queue import Queue
 
-    secret = os.environ.get(SECRET, "").strip()
-    if not secret:
-        raise UsageError(f"{SECRET} is not set: it holds the secret that the webhook was created with")
-    sources = TrustSources(request.trusted_keys, request.revoked)
-    load_policy(request.policy)
-    signing_key(request.sign_key)
-    if request.aliases and not trust_from(sources).keys and not request.allow_unsigned:
-        raise UsageError(
-            "no trusted key is configured, so every guarded alias would be removed: --trusted-key FILE, or "
-            "--allow-unsigned for trying out"
-        )
+    sources = Sources(request.trusted_keys, request.revoked)
+    secret = _checked_secret(request, sources)
     settings = ReceiverSettings(
         policy=request.policy,
         data=request.data,
@@ -75,3 +68,22 @@ def serve(request: ServeRequest) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     uvicorn.run(app, host=request.host, port=request.port, log_level="warning")
     return PASSED
+
+
+def _checked_secret(request: ServeRequest, sources: TrustSources) -> str:
+    """The webhook's secret, after policy and keys have been read once. Raises PolicyError and UsageError."""
+    from mlflow_lipschitz.policy import load_policy
+    from mlflow_lipschitz.registry.keys import signing_key
+    from mlflow_lipschitz.registry.trust import trust_from
+
+    secret = os.environ.get(SECRET, "").strip()
+    if not secret:
+        raise UsageError(f"{SECRET} is not set: it holds the secret that the webhook was created with")
+    load_policy(request.policy)
+    signing_key(request.sign_key)
+    if request.aliases and not trust_from(sources).keys and not request.allow_unsigned:
+        raise UsageError(
+            "no trusted key is configured, so every guarded alias would be removed: --trusted-key FILE, or "
+            "--allow-unsigned for trying out"
+        )
+    return secret

@@ -83,7 +83,9 @@ def standing_aliases(settings: ReceiverSettings) -> Iterator[Delivery]:
                 for alias, version in client.get_registered_model(model.name).aliases.items():
                     if settings.guards(alias) and fnmatchcase(model.name, settings.models):
                         moment = datetime.now(timezone.utc).isoformat()
-                        yield Delivery(f"sweep {moment} {model.name}@{alias}", ALIAS_CREATED, model.name, str(version), alias)
+                        yield Delivery(
+                            f"sweep {moment} {model.name}@{alias}", ALIAS_CREATED, model.name, str(version), alias
+                        )
             token = page.token
             if not token:
                 return

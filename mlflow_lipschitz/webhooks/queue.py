@@ -34,7 +34,9 @@ class Queue:
                 connection.execute(_TABLE)
                 connection.execute("delete from deliveries where state = 'done' and received < ?", [_oldest()])
         except sqlite3.Error as error:
-            raise UsageError(f"the queue {self._path} cannot be used: {error}. Give another file: --queue FILE") from error
+            raise UsageError(
+                f"the queue {self._path} cannot be used: {error}. Give another file: --queue FILE"
+            ) from error
 
     def add(self, delivery: Delivery) -> bool:
         """Keep a delivery; False when it is here already. It is on the disk when this returns."""

@@ -44,6 +44,7 @@ from tests.registry.evidence import POLICY, record
 from tests.registry.keyring import key, private_file, public_file
 from tests.registry.stores import artifact_folder, fresh_name, log_onnx
 
+
 @pytest.fixture(autouse=True)
 def _the_package_under_test(monkeypatch: pytest.MonkeyPatch) -> None:
     """Audits and receivers run in processes of their own, in other folders: they load what this process has loaded."""
@@ -74,7 +75,9 @@ def test_a_delivery_of_mlflow_is_read() -> None:
     assert read_delivery(headers, body, SECRET, now=NOW) is None
 
 
-@pytest.mark.parametrize("change", ["secret", "body", "id", "time", "none", "empty", "version", "old", "future", "text"])
+@pytest.mark.parametrize(
+    "change", ["secret", "body", "id", "time", "none", "empty", "version", "old", "future", "text"]
+)
 def test_who_does_not_know_the_secret_is_refused(change: str) -> None:
     headers, body = sent(ALIAS_CREATED, ALIAS, secret="guess" if change == "secret" else SECRET)
     now = NOW

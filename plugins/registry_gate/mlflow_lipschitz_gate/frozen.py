@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import threading
+import time
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -19,10 +20,13 @@ from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 
+from mlflow_lipschitz_gate.generation import Generation
 from mlflow_lipschitz_gate.refusals import denied
 
 # A place as text: scheme, host and path, without a slash at its end.
 Key = str
+# How long another machine's registration may go unnoticed: less than any audit takes, and only audited files matter.
+_SECONDS = 1.0
 
 
 def key_of(uri: str) -> Key:
@@ -53,10 +57,12 @@ def _plain(path: str) -> str:
 
 
 class FrozenPlaces:
-    """The places of all registered versions, read anew whenever the registry has changed."""
+    """The places of all registered versions, read anew when a version was registered, here or on another machine."""
 
-    def __init__(self) -> None:
+    def __init__(self, generation: Generation) -> None:
         self._lock = threading.Lock()
+        self._generation = generation
+        self._as_of: tuple[bytes, float] = b"", float("-inf")
         self._seen: Any = None
         self._keys: dict[str, Key] = {}
         self._places: frozenset[Key] = frozenset()
@@ -82,7 +88,22 @@ class FrozenPlaces:
             "POLICY.yaml --data ROWS --sign-key KEY.pem\nthen: mlflow-lipschitz promote models:/NAME/VERSION --alias ALIAS",
         )
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether asking now takes no look at the database."""
+        value, read_at = self._as_of
+        return value == self._generation.value and time.monotonic() - read_at < _SECONDS
+
     def _current(self) -> frozenset[Key]:
+        if self.is_fresh:
+            return self._places
+        # Noted before the look: what is registered while we look makes the next one look again.
+        as_of = self._generation.value, time.monotonic()
+        places = self._read()
+        self._as_of = as_of
+        return places
+
+    def _read(self) -> frozenset[Key]:
         try:
             store = handlers._get_model_registry_store()
         except UnsupportedModelRegistryStoreURIException:

@@ -121,13 +121,20 @@ def _checked_async_stream(method: Callable[..., Any]) -> Callable[..., Any]:
             name = posixpath.join(artifact_path or "", artifact_file_name)
             self.lipschitz_frozen.refuse_write(self.artifact_uri, name, "to write")
 
+        async def asked() -> None:
+            # A look at the database must not hold up the event loop; a look at memory need not leave it.
+            if self.lipschitz_frozen.is_fresh:
+                ask()
+            else:
+                await asyncio.to_thread(ask)
+
         async def watched() -> AsyncIterator[bytes]:
             async for chunk in chunks:
                 yield chunk
             # The version may have been registered while the bytes were coming in.
-            await asyncio.to_thread(ask)
+            await asked()
 
-        await asyncio.to_thread(ask)
+        await asked()
         await method(self, watched(), artifact_file_name, artifact_path)
 
     return checked

@@ -22,6 +22,7 @@ from mlflow_lipschitz_gate.doors import (
     stage_door,
     unmark,
 )
+from mlflow_lipschitz_gate.generation import Generation
 from mlflow_lipschitz_gate.names import canonical_stage
 from mlflow_lipschitz_gate.overrides import override_reason, record_override
 from mlflow_lipschitz_gate.refusals import audit_and_promote, denied
@@ -32,6 +33,7 @@ class GatedStore:
     """Mixed into the class of a store. Calls that touch nothing protected go straight through to it."""
 
     lipschitz_gate: GateConfig
+    lipschitz_generation: Generation
 
     @property
     def plain(self) -> Any:
@@ -72,16 +74,21 @@ class GatedStore:
         self, name: str, source: str, run_id: str | None = None, tags: Any = None, *args: Any, **kwargs: Any
     ) -> ModelVersion:
         """As the store does; into a protected name come only copies of audited versions."""
-        plain, config = self.plain, self.lipschitz_gate
+        config, plain = self.lipschitz_gate, self.plain
+
+        def create(tags: Any) -> ModelVersion:
+            made = plain.create_model_version(name, source, run_id, tags, *args, **kwargs)
+            self.lipschitz_generation.change()
+            return made
+
         if not config.names.match(name):
-            return plain.create_model_version(name, source, run_id, tags, *args, **kwargs)
+            return create(tags)
         what = f"a version of the protected model {name} from {source}"
         if reason := override_reason():
             record_override(config, what, reason)
-            return plain.create_model_version(name, source, run_id, tags, *args, **kwargs)
+            return create(tags)
         _demand_source(self, config, name, source)
-        marked = [*(tags or []), ModelVersionTag(COPY_MARK, "1")]
-        made = plain.create_model_version(name, source, run_id, marked, *args, **kwargs)
+        made = create([*(tags or []), ModelVersionTag(COPY_MARK, "1")])
         if reasons := problems_with(subject_of(self, name, str(made.version)), config, name):
             plain.delete_model_version(name, made.version)
             raise denied(what, reasons, audit_and_promote(source, f"--to {name}"))
@@ -106,22 +113,24 @@ class GatedStore:
         return self.plain.rename_registered_model(name, new_name)
 
 
-def gated(store: AbstractStore, config: GateConfig) -> AbstractStore:
+def gated(store: AbstractStore, config: GateConfig, generation: Generation) -> AbstractStore:
     """Put the gate into `store`, and finish what a killed server left half open. The same object comes back."""
     if not isinstance(store, GatedStore):
         kind = type(store)
-        store.lipschitz_gate = config
+        store.lipschitz_gate, store.lipschitz_generation = config, generation
         store.__class__ = type(f"Gated{kind.__name__}", (GatedStore, kind), {})
         finish_interrupted(store, config, _marks(store))
     return store
 
 
-def gated_builder(build: Callable[..., AbstractStore], config: GateConfig) -> Callable[..., AbstractStore]:
+def gated_builder(
+    build: Callable[..., AbstractStore], config: GateConfig, generation: Generation
+) -> Callable[..., AbstractStore]:
     """A builder of stores whose stores have the gate."""
 
     @wraps(build)
     def build_gated(*args: Any, **kwargs: Any) -> AbstractStore:
-        return gated(build(*args, **kwargs), config)
+        return gated(build(*args, **kwargs), config, generation)
 
     return build_gated
 

@@ -16,6 +16,7 @@ from mlflow_lipschitz_gate.config import GateConfig, config_from
 from mlflow_lipschitz_gate.frozen import FrozenPlaces
 from mlflow_lipschitz_gate.gated_files import freeze_files, unknown_writers
 from mlflow_lipschitz_gate.gated_store import GatedStore, gated, gated_builder
+from mlflow_lipschitz_gate.generation import Generation, share_generation
 from mlflow_lipschitz_gate.refusals import GateConfigError, denied
 
 # Ways of AbstractStore that lead to the ones the gate overrides, or to nothing it protects.
@@ -36,6 +37,7 @@ def checked_config(*, with_users: bool) -> GateConfig:
     try:
         config = config_from()
         _check_server(config, with_users=with_users)
+        share_generation()
     except GateConfigError as error:
         raise SystemExit(f"mlflow-lipschitz-gate: the server does not start.\n{error}") from error
     return config
@@ -43,12 +45,13 @@ def checked_config(*, with_users: bool) -> GateConfig:
 
 def install(config: GateConfig, app: Flask) -> None:
     """Gate every registry store and every artifact repository of this process."""
+    generation = Generation()
     for registry in (handlers._model_registry_store_registry, client_registry._get_store_registry()):
         for scheme, build in list(registry._registry.items()):
-            registry.register(scheme, gated_builder(build, config))
+            registry.register(scheme, gated_builder(build, config, generation))
     if handlers._model_registry_store is not None:
-        gated(handlers._model_registry_store, config)
-    freeze_files(FrozenPlaces())
+        gated(handlers._model_registry_store, config, generation)
+    freeze_files(FrozenPlaces(generation))
     handlers._artifact_repo = None  # one that was built before has no gate
     app.before_request(_refuse_without_gate)
 
