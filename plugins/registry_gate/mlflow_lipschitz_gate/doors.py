@@ -64,7 +64,7 @@ def passing(store: Any, config: GateConfig, door: Door, open_: Callable[[], T]) 
         record_override(config, door.what, reason)
         return open_()
     _demand(store, config, door)
-    store.set_model_version_tag(door.name, door.version, ModelVersionTag(door.mark, "1"))
+    store.plain.set_model_version_tag(door.name, door.version, ModelVersionTag(door.mark, "1"))
     try:
         result = open_()
         try:

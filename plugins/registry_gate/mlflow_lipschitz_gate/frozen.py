@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 import threading
@@ -12,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import sqlalchemy
 from mlflow.entities.model_registry.model_version_stages import STAGE_DELETED_INTERNAL
+from mlflow.exceptions import MlflowException
 from mlflow.server import handlers
 from mlflow.server.constants import ARTIFACTS_DESTINATION_ENV_VAR
 from mlflow.store.model_registry.dbmodels.models import SqlModelVersion
@@ -22,6 +24,7 @@ from mlflow.utils.uri import is_local_uri
 
 from mlflow_lipschitz_gate.generation import Generation
 from mlflow_lipschitz_gate.refusals import denied
+from mlflow_lipschitz_gate.storage import without_run
 
 # A place as text: scheme, host and path, without a slash at its end.
 Key = str
@@ -31,6 +34,8 @@ _SECONDS = 1.0
 
 def key_of(uri: str) -> Key:
     """The place behind a URI, one text for all its spellings: proxied, local, percent-encoded, with links or dots."""
+    with contextlib.suppress(MlflowException):  # a run that is gone keeps no files to protect
+        uri = without_run(uri)
     parts = urlsplit(uri)
     scheme = parts.scheme.lower()
     if scheme in ("http", "https", "mlflow-artifacts") and handlers._is_servable_proxied_run_artifact_root(uri):

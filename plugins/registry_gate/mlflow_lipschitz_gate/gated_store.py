@@ -76,6 +76,9 @@ class GatedStore:
         """As the store does; into a protected name come only copies of audited versions."""
         config, plain = self.lipschitz_gate, self.plain
 
+        # A copy takes all tags along; the marks of its original are not about it.
+        tags = [tag for tag in tags or [] if not tag.key.startswith(MARK)]
+
         def create(tags: Any) -> ModelVersion:
             made = plain.create_model_version(name, source, run_id, tags, *args, **kwargs)
             self.lipschitz_generation.change()
@@ -88,7 +91,7 @@ class GatedStore:
             record_override(config, what, reason)
             return create(tags)
         _demand_source(self, config, name, source)
-        made = create([*(tags or []), ModelVersionTag(COPY_MARK, "1")])
+        made = create([*tags, ModelVersionTag(COPY_MARK, "1")])
         if reasons := problems_with(subject_of(self, name, str(made.version)), config, name):
             plain.delete_model_version(name, made.version)
             raise denied(what, reasons, audit_and_promote(source, f"--to {name}"))
@@ -111,6 +114,16 @@ class GatedStore:
                 raise denied(what, reasons, remedy)
             record_override(config, what, reason)
         return self.plain.rename_registered_model(name, new_name)
+
+    def set_model_version_tag(self, name: str, version: str, tag: ModelVersionTag) -> None:
+        """As the store does; the gate's own marks are nobody else's to set, since a start acts on them."""
+        _refuse_mark(name, tag.key)
+        self.plain.set_model_version_tag(name, version, tag)
+
+    def delete_model_version_tag(self, name: str, version: str, key: str) -> None:
+        """As the store does, but for the gate's own marks."""
+        _refuse_mark(name, key)
+        self.plain.delete_model_version_tag(name, version, key)
 
 
 def gated(store: AbstractStore, config: GateConfig, generation: Generation) -> AbstractStore:
@@ -146,6 +159,12 @@ def _marks(store: AbstractStore) -> list[tuple[str, str, str]]:
         for version in store.search_model_versions(f"name='{model.name}'"):
             found += [(version.name, str(version.version), key) for key in version.tags if key.startswith(MARK)]
     return found
+
+
+def _refuse_mark(name: str, key: str) -> None:
+    if key.startswith(MARK):
+        remedy = f"Promote an audited version instead: mlflow-lipschitz promote models:/{name}/VERSION --alias ALIAS"
+        raise denied(f"the tag {key} on {name}", ["the gate keeps it for itself"], remedy)
 
 
 def _demand_source(store: Any, config: GateConfig, name: str, source: str) -> None:

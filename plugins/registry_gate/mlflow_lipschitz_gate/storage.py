@@ -16,6 +16,8 @@ from urllib.parse import urlparse
 from mlflow.exceptions import MlflowException
 from mlflow.server import handlers
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
+from mlflow.utils.uri import append_to_uri_path, validate_path_is_safe
 
 from mlflow_lipschitz_gate.config import Limits
 
@@ -47,17 +49,27 @@ class Place:
     path: str
 
 
+def without_run(uri: str) -> str:
+    """`runs:/ID/path` as the place where that run keeps its artifacts; other URIs as they are. Raises MlflowException."""
+    if urlparse(uri).scheme != "runs":
+        return uri
+    run_id, path = RunsArtifactRepository.parse_runs_uri(uri)
+    return append_to_uri_path(handlers._get_tracking_store().get_run(run_id).info.artifact_uri, path)
+
+
 def place_of(uri: str) -> Place:
-    """Where the server itself would read `uri`: behind its artifact proxy, on its disk, or in a bucket."""
-    if urlparse(uri).scheme in ("http", "https", "mlflow-artifacts"):
+    """Where the server itself would read `uri`: behind its artifact proxy, on its disk, or in a bucket. Raises Unreadable."""
+    try:
+        uri = without_run(uri)
+        if urlparse(uri).scheme not in ("http", "https", "mlflow-artifacts"):
+            return Place(handlers.get_artifact_repository(uri), "")
         if not handlers._is_servable_proxied_run_artifact_root(uri):
             raise Unreadable(f"this server does not serve {uri}")
-        try:
-            path = handlers._get_proxied_run_artifact_destination_path(uri)
-        except AssertionError as error:
-            raise Unreadable(f"{uri} is no place behind this server") from error
-        return Place(handlers._get_artifact_repo_mlflow_artifacts(), posixpath.normpath(path))
-    return Place(handlers.get_artifact_repository(uri), "")
+        # Decoded by the function that decodes downloads, so that what is hashed is what is served.
+        path = validate_path_is_safe(handlers._get_proxied_run_artifact_destination_path(uri))
+    except (AssertionError, MlflowException) as error:
+        raise Unreadable(f"{uri} is no place this server can read: {error}") from error
+    return Place(handlers._get_artifact_repo_mlflow_artifacts(), posixpath.normpath(path))
 
 
 def manifest_digest(files: list[FileDigest]) -> str:

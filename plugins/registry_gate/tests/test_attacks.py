@@ -13,7 +13,7 @@ import requests
 from conftest import LEAKED, RELEASE, STRANGER
 from servers import Setup
 from signing import POLICY, envelope, key_id, text
-from world import AJAX, API, PROXY, World, assert_refused
+from world import AJAX, API, PROXY, Version, World, assert_refused
 
 # Two servers cover each choice once. The other combinations run by hand: LIPSCHITZ_GATE_LONG=1.
 SETUPS = [Setup(), Setup("gunicorn", auth=True, database="postgres")]
@@ -386,6 +386,46 @@ def test_files_changed_behind_the_servers_back(world: World) -> None:
     assert_refused(world.set_alias(version), "is a link")
     (place / "extra.py").unlink()
     world.done(world.set_stage(version))
+
+
+def test_a_version_registered_by_the_address_of_its_run(world: World) -> None:
+    """`runs:/…` stays in the registry as it is. Its files are found, frozen and hashed all the same."""
+    first = world.new_run_version()
+    body = {"name": first.name, "source": f"runs:/{first.run_id}/model", "run_id": first.run_id}
+    made = world.done(world.post("model-versions/create", body))["model_version"]
+    world.done(world.call("DELETE", f"{API}/model-versions/delete", json=first.who))
+    version = Version(first.name, made["version"], None, first.path, first.files, first.run_id)
+    assert_refused(world.put(f"{first.path}/MLmodel", b"evil"))
+    world.record(version, envelope(world.statement_for(version), RELEASE))
+    world.done(world.set_alias(version))
+    (world.server.files / first.path / "MLmodel").write_bytes(b"evil")
+    assert_refused(world.set_alias(version), "MLmodel")
+
+
+def test_a_version_registered_under_a_percent_encoded_address(world: World) -> None:
+    """What is hashed is what the server serves: the decoded path."""
+    first = world.new_run_version()
+    encoded = first.path.replace("/model", "/mod%65l")
+    body = {"name": first.name, "source": f"mlflow-artifacts:/{encoded}", "run_id": first.run_id}
+    made = world.done(world.post("model-versions/create", body))["model_version"]
+    world.done(world.call("DELETE", f"{API}/model-versions/delete", json=first.who))
+    version = Version(first.name, made["version"], None, first.path, first.files, first.run_id)
+    assert_refused(world.put(f"{first.path}/MLmodel", b"evil"))
+    world.record(version, envelope(world.statement_for(version), RELEASE))
+    (world.server.files / first.path / "MLmodel").write_bytes(b"evil")
+    assert_refused(world.set_alias(version), "MLmodel")
+
+
+def test_the_gates_own_marks_are_nobody_elses(world: World) -> None:
+    version = world.new_version()
+    for key in ("lipschitz.gate.opening-copy", "lipschitz.gate.opening-alias.champion:1"):
+        body = {**version.who, "key": key, "value": "1"}
+        assert_refused(world.post("model-versions/set-tag", body))
+        assert_refused(world.call("DELETE", f"{API}/model-versions/delete-tag", json=body))
+    tags = [{"key": "lipschitz.gate.opening-copy", "value": "1"}, {"key": "kept", "value": "1"}]
+    body = {"name": version.name, "source": f"models:/{version.name}/{version.version}", "tags": tags}
+    made = world.done(world.post("model-versions/create", body))["model_version"]
+    assert [tag["key"] for tag in made["tags"]] == ["kept"]
 
 
 def test_what_is_not_protected_goes_through(world: World) -> None:

@@ -292,7 +292,9 @@ def _script(world: World) -> list[str]:
         return answer
 
     world.call = noted  # type: ignore[method-assign]
-    version, run = world.new_version(), world.new_run_version()
+    for name in ("first", "second"):
+        world.post("registered-models/create", {"name": name})
+    version, run = world.new_version("first"), world.new_run_version("second")
     world.record(version, envelope(world.statement_for(version), RELEASE))
     for one in (version, run):
         world.set_alias(one, "blue")
