@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -124,11 +125,11 @@ class GateConfig:
     file: GateFile
     folder: Path
 
-    @property
+    @cached_property
     def aliases(self) -> Aliases:
         return Aliases(self.file.protect.aliases)
 
-    @property
+    @cached_property
     def names(self) -> NamePatterns:
         return NamePatterns(self.file.protect.names)
 

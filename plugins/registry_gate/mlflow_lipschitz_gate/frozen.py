@@ -7,7 +7,7 @@ import os
 import posixpath
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -70,22 +70,16 @@ class FrozenPlaces:
         self._as_of: tuple[bytes, float] = b"", float("-inf")
         self._seen: Any = None
         self._keys: dict[str, Key] = {}
-        self._places: frozenset[Key] = frozenset()
+        self._places: tuple[frozenset[Key], frozenset[Key]] = frozenset(), frozenset()
 
     def refuse_write(self, root: str, path: str, action: str) -> None:
         """Raise MlflowException (403) when writing or deleting `path` in the repository at `root` touches such a place."""
-        target = key_of_path(root, path)
-        places = self._current()
+        places, above = self._current()
         if not places:
             return
-        above = target
-        while above:
-            if above in places:
-                break
-            above = above.rpartition("/")[0]
-        else:
-            if not any(place.startswith(target + "/") for place in places):
-                return
+        target = key_of_path(root, path)
+        if target not in above and not any(parent in places for parent in _upwards(target)):
+            return
         raise denied(
             f"{action} {path or root}",
             ["these are files of a registered model version, which do not change after registration"],
@@ -99,38 +93,50 @@ class FrozenPlaces:
         value, read_at = self._as_of
         return value == self._generation.value and time.monotonic() - read_at < _SECONDS
 
-    def _current(self) -> frozenset[Key]:
+    def _current(self) -> tuple[frozenset[Key], frozenset[Key]]:
+        """The places, and the folders above them."""
         if self.is_fresh:
             return self._places
-        # Noted before the look: what is registered while we look makes the next one look again.
-        as_of = self._generation.value, time.monotonic()
-        places = self._read()
-        self._as_of = as_of
-        return places
+        with self._lock:
+            # Noted before the look: what is registered while we look makes the next one look again.
+            as_of = self._generation.value, time.monotonic()
+            self._places = self._read()
+            self._as_of = as_of
+            return self._places
 
-    def _read(self) -> frozenset[Key]:
+    def _read(self) -> tuple[frozenset[Key], frozenset[Key]]:
         try:
             store = handlers._get_model_registry_store()
         except UnsupportedModelRegistryStoreURIException:
-            return frozenset()  # a server without a registry has no registered versions
+            return frozenset(), frozenset()  # a server without a registry has no registered versions
         if not isinstance(store, SqlAlchemyStore):
-            return frozenset(key_of(uri) for uri in _locations(store))
+            return _with_folders(key_of(uri) for uri in _locations(store))
         with store.ManagedSessionMaker(read_only=False) as session:
             created = SqlModelVersion.creation_time
             alive = SqlModelVersion.current_stage != STAGE_DELETED_INTERNAL
             counted = sqlalchemy.func.count(), sqlalchemy.func.max(created), sqlalchemy.func.sum(created)
             seen = tuple(session.query(*counted).filter(alive).one())
-            with self._lock:
-                if seen == self._seen:
-                    return self._places
+            if seen == self._seen:
+                return self._places
             rows = (
                 session.query(SqlModelVersion.storage_location, SqlModelVersion.source).filter(alive).distinct().all()
             )
         uris = {location or source for location, source in rows if location or source}
-        with self._lock:
-            self._keys = {uri: self._keys.get(uri) or key_of(uri) for uri in uris}
-            self._seen, self._places = seen, frozenset(self._keys.values())
-            return self._places
+        self._keys = {uri: self._keys.get(uri) or key_of(uri) for uri in uris}
+        self._seen = seen
+        return _with_folders(self._keys.values())
+
+
+def _with_folders(places: Iterable[Key]) -> tuple[frozenset[Key], frozenset[Key]]:
+    found = frozenset(places)
+    return found, frozenset(above for place in found for above in _upwards(place)) - found
+
+
+def _upwards(place: Key) -> Iterator[Key]:
+    """The place itself and every folder above it."""
+    while place:
+        yield place
+        place = place.rpartition("/")[0]
 
 
 def _locations(store: Any) -> Iterable[str]:
