@@ -17,6 +17,9 @@ import mlflow
 import pytest
 from conftest import RELEASE, needed, prepare
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.model_registry.abstract_store import AbstractStore
+from mlflow_lipschitz_gate.install import checked_config
 from servers import Setup, command, environment, free_port, serving, write_config
 from signing import envelope
 from world import API, World, assert_refused
@@ -35,23 +38,34 @@ def test_without_a_configuration_the_server_does_not_start(tmp_path: Path) -> No
     assert "Traceback" not in done.stderr
 
 
-def test_a_damaged_configuration_ends_the_app_that_knows_users(tmp_path: Path) -> None:
-    needed(AUTH)
-    prepare(tmp_path)
-    env = environment(tmp_path, write_config(tmp_path, trusted_keys=[]))
-    words = [sys.executable, "-c", "import mlflow_lipschitz_gate.auth_app"]
-    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1
-    assert "trusted_keys" in done.stderr
+def test_a_configuration_that_cannot_work_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = prepare(tmp_path)
+    monkeypatch.setenv("LIPSCHITZ_GATE_CONFIG", str(config))
+    write_config(tmp_path, override={"users": ["admin"], "log": "override.jsonl"})
+    with pytest.raises(SystemExit, match="lipschitz-gate-auth"):
+        checked_config(with_users=False)
+    write_config(tmp_path, trusted_keys=[])
+    with pytest.raises(SystemExit, match="trusted_keys"):
+        checked_config(with_users=True)
+    write_config(tmp_path)
+    for name, said in (
+        ("_MLFLOW_SERVER_ARTIFACTS_ONLY", "--artifacts-only"),
+        ("MLFLOW_ENABLE_WORKSPACES", "workspaces"),
+    ):
+        with monkeypatch.context() as context, pytest.raises(SystemExit, match=said):
+            context.setenv(name, "true")
+            checked_config(with_users=True)
 
 
-def test_overrides_need_an_app_that_knows_users(tmp_path: Path) -> None:
-    config = prepare(tmp_path, override={"users": ["admin"], "log": "override.jsonl"})
-    code = "import mlflow_lipschitz_gate.app"
-    env = environment(tmp_path, config)
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1
-    assert "lipschitz-gate-auth" in done.stderr
+def test_ways_to_write_that_are_not_known_end_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A newer MLflow with a side door: no server is better than one that does not know it."""
+    monkeypatch.setenv("LIPSCHITZ_GATE_CONFIG", str(prepare(tmp_path)))
+    with monkeypatch.context() as context, pytest.raises(SystemExit, match="promote_model_version"):
+        context.setattr(AbstractStore, "promote_model_version", lambda self: None, raising=False)
+        checked_config(with_users=True)
+    with monkeypatch.context() as context, pytest.raises(SystemExit, match="move_artifacts"):
+        context.setattr(ArtifactRepository, "move_artifacts", lambda self: None, raising=False)
+        checked_config(with_users=True)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +141,10 @@ def _train_and_register(world: World) -> None:
         mlflow.log_params({"a": 1})
         mlflow.log_metric("loss", 0.5)
         info = mlflow.sklearn.log_model(
-            LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0]), name="model", registered_model_name=name
+            LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0]),
+            name="model",
+            registered_model_name=name,
+            pip_requirements=["scikit-learn"],
         )
         mlflow.log_text("after", "notes.txt")
     version = str(info.registered_model_version)
