@@ -129,6 +129,7 @@ def test_arrays_declare_what_they_hold() -> None:
 def test_rows_come_back_as_numpy_wrote_them(tmp_path: Path) -> None:
     arrays = {
         "points": np.zeros((20_000, 8)),
+        "Points": np.eye(2),
         "labels": np.array(["a", "b"]),
         "fortran": np.asfortranarray(np.eye(3)[:2]),
     }
@@ -181,3 +182,11 @@ def test_a_schema_nested_without_end_is_refused(tmp_path: Path) -> None:
         records["schema.json"] = b'{"a":' * depth + b"0" + b"}" * depth
         with pytest.raises(UntrustedModel, match=reason):
             load_skops(archive_of(tmp_path / "deep.skops", records))
+
+
+def test_one_name_twice_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("x", b"1")
+        archive.writestr("x", b"2")
+    with pytest.raises(Unexpected, match="two records with one name"):
+        read_records(tmp_path / "a.zip")

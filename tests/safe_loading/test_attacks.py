@@ -224,7 +224,7 @@ def _mlmodel_nested_without_end(folder: Path, mark: Path) -> None:
 @attack("honest-onnx", "UntrustedModel.*bytes, where")
 def _mlmodel_too_long(folder: Path, mark: Path) -> None:
     with (folder / "MLmodel").open("a") as stream:
-        stream.write("#" * 2**20)
+        stream.write("#" * 2**23)
 
 
 @attack("honest-onnx", "RegistryError.*signature is not readable")

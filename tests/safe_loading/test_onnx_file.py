@@ -176,6 +176,13 @@ def test_two_gigabytes_are_refused_at_once(tmp_path: Path) -> None:
         read_onnx(tmp_path / "model.onnx")
 
 
+def test_the_name_of_a_file_does_not_choose_how_it_is_read(tmp_path: Path) -> None:
+    assert read_onnx(saved(tmp_path / "model.json", onnx_model())) == onnx_model()
+    (tmp_path / "model.textproto").write_text(str(onnx_model()))
+    with pytest.raises(ValueError, match="ONNX"):
+        read_onnx(tmp_path / "model.textproto")
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff" * 40, b"\x3a\xff\xff\xff\x7f", b"\x0b\x00", b"\x3a\x7f" + bytes(3)])
 def test_what_is_no_model(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.onnx").write_bytes(content)
