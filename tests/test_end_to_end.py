@@ -79,6 +79,15 @@ def test_the_demo_leaves_the_users_own_registry_alone(tmp_path: Path, monkeypatc
     assert "MLFLOW_REGISTRY_URI" not in os.environ
 
 
+def test_the_demo_leaves_the_users_own_keys_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("LIPSCHITZ_SIGNING_KEY", "LIPSCHITZ_TRUSTED_KEYS", "LIPSCHITZ_REVOKED_KEYS")
+    for name in names:
+        monkeypatch.setenv(name, str(tmp_path / "own"))
+    with local_store(tmp_path):
+        assert not any(name in os.environ for name in names)
+    assert {os.environ[name] for name in names} == {str(tmp_path / "own")}
+
+
 def test_the_demo_tells_its_story(told: Told) -> None:
     assert told.code == 0, told.err
     assert f"blocked: models:/{NAME}/1" in told.out

@@ -17,6 +17,8 @@ from mlflow.utils.file_utils import path_to_local_file_uri
 
 from mlflow_lipschitz.demo.data import DiabetesData
 from mlflow_lipschitz.demo.models import Progression
+from mlflow_lipschitz.registry.keys import SIGNING_KEY, TRUSTED_KEYS
+from mlflow_lipschitz.registry.revocation import REVOKED_KEYS
 
 MODEL_NAME = "diabetes-progression"
 
@@ -27,15 +29,18 @@ _REGISTRY = "MLFLOW_REGISTRY_URI"
 def local_store(directory: Path) -> Iterator[str]:
     """Make an SQLite store in `directory` MLflow's current one, and put the former one back afterwards.
 
-    The registry is set as well: a user's MLFLOW_REGISTRY_URI must not receive the demo's models.
+    The registry is set as well: a user's MLFLOW_REGISTRY_URI must not receive the demo's models. Nor are the user's keys used:
+    they are not for signing a demo, and where a key is trusted an unsigned audit opens nothing.
     """
     uri = f"sqlite:///{(directory / 'mlflow.db').resolve()}"
     before, registry = mlflow.get_tracking_uri(), os.environ.get(_REGISTRY)
+    keys = {name: os.environ.pop(name) for name in (SIGNING_KEY, TRUSTED_KEYS, REVOKED_KEYS) if name in os.environ}
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     try:
         yield uri
     finally:
+        os.environ.update(keys)
         mlflow.set_tracking_uri(before)
         mlflow.set_registry_uri(registry)
         if registry is None:

@@ -66,7 +66,7 @@ class _OnnxServer:
 
         try:
             self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        except (RuntimeError, ValueError) as error:  # onnxruntime's own exceptions derive from RuntimeError
+        except Exception as error:  # its exceptions have no base class of their own
             raise RegistryError(f"onnxruntime cannot serve {path.name}: {error}") from error
 
     def __call__(self, points: np.ndarray | pd.DataFrame) -> np.ndarray | dict[str, np.ndarray]:

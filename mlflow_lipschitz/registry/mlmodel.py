@@ -27,7 +27,7 @@ _SAFE_LOG = {
 }
 _LOADERS = {"pytorch": "mlflow.pytorch", "sklearn": "mlflow.sklearn", "onnx": "mlflow.onnx"}
 _CODE_KEYS = ("code", "model_code_path", "python_model", "cloudpickle_version")
-_MLMODEL_LIMIT = 1 << 20
+_MLMODEL_LIMIT, _MLMODEL_VALUES = 8 << 20, 1 << 20
 _EXAMPLE_LIMIT = 256 << 20
 _NOTHING: Mapping[str, Any] = {}
 
@@ -113,7 +113,7 @@ def _refuse_expansion(content: object) -> None:
     pending, seen = [content], 0
     while pending:
         value, seen = pending.pop(), seen + 1
-        if seen > _MLMODEL_LIMIT:
+        if seen > _MLMODEL_VALUES:
             raise UntrustedModel("the MLmodel file repeats itself without end by YAML aliases. Log the model again.")
         pending += (
             [*value.keys(), *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []

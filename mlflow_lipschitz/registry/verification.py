@@ -74,7 +74,8 @@ def _file(path: Path, trust: Trust) -> FoundAudit:
     place = f"{model['name']} version {model['version']} ({model['model_id'] or 'no model id'})"
     policy: AuditPolicy | None = None
     evidence: tuple[Finding, ...] = (Finding("evidence", "not looked at: the artifacts are not beside the file", None),)
-    if any((path.parent / name).exists() for name in attestation.predicate["artifacts"]):
+    beside = any((path.parent / name).exists() for name in attestation.predicate["artifacts"])
+    if beside and path.name == tags.ATTESTATION_FILE:
         policy, evidence = evidence_findings(attestation, path.parent)
     findings = (
         *signature_findings(attestation, status),

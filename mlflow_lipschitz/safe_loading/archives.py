@@ -34,7 +34,7 @@ def read_records(path: Path, *, ratio: int = RATIO, small: int = SMALL) -> dict[
     """The archive's records by name, folders left out.
 
     Raises:
-        Unexpected: no zip archive; a name twice, in whatever case; a record that is encrypted or compressed in another way
+        Unexpected: no zip archive; a name twice; a record that is encrypted or compressed in another way
             than by deflate; a directory or contents beyond the limits; a record of another size than it declares.
         OSError: the file cannot be read.
     """
@@ -60,7 +60,7 @@ def stored(records: dict[str, bytes]) -> io.BytesIO:
 
 
 def _check_declared(infos: list[zipfile.ZipInfo], limit: int) -> None:
-    if len({info.filename.casefold() for info in infos}) != len(infos):
+    if len({info.filename for info in infos}) != len(infos):
         raise Unexpected("two records with one name")
     for info in infos:
         if info.compress_type not in _METHODS or info.flag_bits & 1:

@@ -43,7 +43,8 @@ def read_onnx(path: Path, limits: Limits = LIMITS) -> onnx.ModelProto:
     """
     _count(path, limits)
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        # The format is said, or onnx would take it from the name of the file: text, which was not counted.
+        model = onnx.load(str(path), format="protobuf", load_external_data=False)
         check_external_data(model, path.parent)
         onnx.load_external_data_for_model(model, str(path.parent))
     except (DecodeError, onnx.checker.ValidationError) as error:

@@ -74,6 +74,8 @@ def load_pt2(path: str | Path) -> Any:
 def _records(path: Path) -> dict[str, bytes]:
     # torch stores without compression; so nothing can unfold to more than the file itself.
     records = read_records(path, ratio=1, small=0)
+    if len({name.casefold() for name in records}) != len(records):
+        raise Unexpected("two records with one name")
     if len({name.split("/", 1)[0] for name in records}) != 1 or any("/" not in name for name in records):
         raise Unexpected("records outside one folder")
     return {name.split("/", 1)[1]: content for name, content in records.items()}

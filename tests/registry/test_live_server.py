@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -16,10 +17,13 @@ from mlflow.tracking import MlflowClient
 from mlflow_lipschitz.errors import PromotionRefused, RegistryError
 from mlflow_lipschitz.mlflow_plugin.logging import log_audit
 from mlflow_lipschitz.registry import tags
-from mlflow_lipschitz.registry.promotion import promote
+from mlflow_lipschitz.registry.promotion import PromotionOptions, promote
 from mlflow_lipschitz.registry.pull import pull
+from mlflow_lipschitz.registry.trust import TrustSources
 from tests.mlflow_plugin.audits import audited
-from tests.registry.evidence import POLICY, record
+from tests.registry.evidence import POLICY, Record, attest, record
+from tests.registry.interposed import at_call
+from tests.registry.keyring import key, public_file
 from tests.registry.stores import FEATURES, fresh_name, log_onnx, network, onnx_model, rows
 
 
@@ -50,6 +54,55 @@ def test_promotion_and_files_rewritten_by_put(http_store: str, tmp_path: Path) -
     with pytest.raises(PromotionRefused, match=r"not the audited ones: model\.onnx"):
         promote(f"models:/{name}/1", alias="champion")
     assert _aliases(name) == {"certified": "1"}
+
+
+def _put(store: str, location: str, content: bytes) -> int:
+    """Overwrite an artifact through the server's own proxy, as anybody who can reach it may."""
+    path = location.removeprefix("mlflow-artifacts:/").lstrip("/")
+    request = urllib.request.Request(f"{store}/api/2.0/mlflow-artifacts/artifacts/{path}", data=content, method="PUT")
+    with urllib.request.urlopen(request) as answer:
+        return answer.status
+
+
+def _signed(tmp_path: Path) -> tuple[str, Record, PromotionOptions]:
+    """A version with a signed audit; how to promote it where that key is trusted."""
+    name = fresh_name()
+    log_onnx(name)
+    kept = record(name, tmp_path / "e", key=key(1))
+    return name, kept, PromotionOptions(trust=TrustSources((public_file(1, tmp_path),)))
+
+
+def test_an_attestation_forged_through_the_proxy(http_store: str, tmp_path: Path) -> None:
+    name, kept, options = _signed(tmp_path)
+    place = f"{MlflowClient().get_run(kept.run_id).info.artifact_uri}/lipschitz/attestation.json"
+    forged = attest(pull(f"models:/{name}/1"), tmp_path / "e", key=key(2)).to_json().encode()
+    flipped = kept.attestation.to_json().replace("payload", "Payload", 1).encode()
+    for content, reason in ((forged, "not a trusted key"), (flipped, "cannot be used"), (b"", "cannot be used")):
+        assert _put(http_store, place, content) == 200
+        with pytest.raises(PromotionRefused, match=reason):
+            promote(f"models:/{name}/1", alias="champion", options=options)
+    assert _aliases(name) == {}
+    assert _put(http_store, place, kept.attestation.to_json().encode()) == 200
+    promote(f"models:/{name}/1", alias="champion", options=options)
+    assert _aliases(name) == {"champion": "1"}
+
+
+def test_files_swapped_through_the_proxy_during_a_promotion(
+    http_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, _, options = _signed(tmp_path)
+    client = MlflowClient()
+    model_id = client.get_model_version(name, "1").source.removeprefix("models:/")
+    place = f"{client.get_logged_model(model_id).artifact_location}/model.onnx"
+    swap = partial(_put, http_store, place, onnx_model(seed=9).SerializeToString())
+    with (
+        at_call(monkeypatch, "set_registered_model_alias", swap, first=False),
+        pytest.raises(PromotionRefused, match="changed while it was promoted, so that was taken back"),
+    ):
+        promote(f"models:/{name}/1", alias="champion", options=options)
+    assert _aliases(name) == {}
+    with pytest.raises(PromotionRefused, match=r"not the audited ones: model\.onnx"):
+        promote(f"models:/{name}/1", alias="champion", options=options)
 
 
 def test_an_audit_is_logged_once_and_opens_promotion(http_store: str, tmp_path: Path) -> None:

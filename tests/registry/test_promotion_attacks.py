@@ -6,7 +6,6 @@ import base64
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -24,6 +23,7 @@ from mlflow_lipschitz.registry.strict_json import canonical_json
 from mlflow_lipschitz.registry.trust import TrustSources
 from tests.registry.conftest import _current
 from tests.registry.evidence import POLICY, Record, attest, record, replace_attestation
+from tests.registry.interposed import at_call
 from tests.registry.keyring import key, public_file, revocation_list
 from tests.registry.stores import artifact_folder, fresh_name, log_onnx, onnx_model
 
@@ -233,25 +233,6 @@ def test_a_deleted_attestation(scene: Scene) -> None:
 
 
 # Between two looks. The attacker's hand is put right before or after MLflow's own call, where no luck is needed to hit.
-
-
-@contextmanager
-def at_call(monkeypatch: pytest.MonkeyPatch, method: str, act: Callable[[], object], *, first: bool) -> Iterator[None]:
-    """`act` once, right before (`first`) or after the client's next call of `method`."""
-    real, done = getattr(MlflowClient, method), []
-
-    def interposed(self: MlflowClient, *arguments: object, **named: object) -> object:
-        if first and not done:
-            done.append(act())
-        answer = real(self, *arguments, **named)
-        if not first and not done:
-            done.append(act())
-        return answer
-
-    with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, method, interposed)
-        yield
-    assert done
 
 
 def _swap(scene: Scene) -> Callable[[], object]:
