@@ -131,12 +131,14 @@ def _judge_alias(delivery: Delivery, settings: ReceiverSettings) -> str:
     try:
         with store_errors("reach the registry"):
             client = client_for(settings.tracking_uri)
-        removed = _take_back(client, delivery, alias)
-        if removed:
+        held = str(client.get_registered_model(delivery.name).aliases.get(alias)) == delivery.version
+        if held:
+            # Said first: a receiver that dies in between finds the alias again and says it once more.
             _say(client, delivery, alias, problems)
+            client.delete_registered_model_alias(delivery.name, alias)
     except (MlflowException, RegistryError, OSError) as error:
         raise TryAgain(f"the alias {alias} of {delivery.name} cannot be looked at: {error}") from error
-    return f"removed the alias: {'; '.join(problems)}" if removed else "the alias has moved since"
+    return f"removed the alias: {'; '.join(problems)}" if held else "the alias has moved since"
 
 
 def _problems(delivery: Delivery, settings: ReceiverSettings) -> list[str]:
@@ -151,15 +153,6 @@ def _problems(delivery: Delivery, settings: ReceiverSettings) -> list[str]:
             return problems or ["it is not signed by a trusted key"]
     except LipschitzError as error:
         return [str(error)]
-
-
-def _take_back(client: MlflowClient, delivery: Delivery, alias: str) -> bool:
-    """Remove the alias if it is still where the delivery says; whether it was."""
-    found = client.get_registered_model(delivery.name).aliases
-    if str(found.get(alias)) != delivery.version:
-        return False
-    client.delete_registered_model_alias(delivery.name, alias)
-    return True
 
 
 def _say(client: MlflowClient, delivery: Delivery, alias: str, problems: list[str]) -> None:

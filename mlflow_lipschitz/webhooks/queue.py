@@ -13,7 +13,7 @@ from mlflow_lipschitz.webhooks.deliveries import Delivery
 
 _TABLE = """
 create table if not exists deliveries (
-    id text primary key, job text not null, state text not null default 'waiting', received real not null,
+    id text primary key, event text not null, job text not null, state text not null default 'waiting', received real not null,
     not_before real not null default 0, tries integer not null default 0, outcome text
 )"""
 _KEPT_SECONDS = 30 * 86400.0
@@ -40,18 +40,21 @@ class Queue:
 
     def add(self, delivery: Delivery) -> bool:
         """Keep a delivery; False when it is here already. It is on the disk when this returns."""
-        row = delivery.id, delivery.to_json(), time.time()
+        row = delivery.id, delivery.event, delivery.to_json(), time.time()
         with self._connection() as connection:
-            done = connection.execute("insert or ignore into deliveries (id, job, received) values (?, ?, ?)", row)
+            done = connection.execute(
+                "insert or ignore into deliveries (id, event, job, received) values (?, ?, ?, ?)", row
+            )
             return done.rowcount == 1
 
-    def take(self) -> Delivery | None:
-        """The delivery that has waited longest and may be worked on now, from then on `running`."""
+    def take(self, event: str) -> Delivery | None:
+        """The delivery of this event that has waited longest and may be worked on now, from then on `running`."""
         with self._connection() as connection:
             connection.execute("begin immediate")
             row = connection.execute(
-                "select id, job from deliveries where state = 'waiting' and not_before <= ? order by received, rowid limit 1",
-                [time.time()],
+                "select id, job from deliveries where event = ? and state = 'waiting' and not_before <= ? "
+                "order by received, rowid limit 1",
+                [event, time.time()],
             ).fetchone()
             if row is None:
                 return None

@@ -6,7 +6,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from mlflow_lipschitz.errors import LipschitzError
-from mlflow_lipschitz.webhooks.deliveries import VERSION_CREATED, BadDelivery, Delivery, read_delivery
+from mlflow_lipschitz.webhooks.deliveries import ALIAS_CREATED, VERSION_CREATED, BadDelivery, Delivery, read_delivery
 from mlflow_lipschitz.webhooks.handling import ReceiverSettings, TryAgain, handle, report_failure, standing_aliases
 from mlflow_lipschitz.webhooks.queue import Queue
 
@@ -25,17 +25,19 @@ _logger = logging.getLogger(__name__)
 
 
 class Worker:
-    """One thread that takes deliveries from the queue until it is told to stop."""
+    """One thread that takes deliveries of one event from the queue until it is told to stop.
 
-    def __init__(self, queue: Queue, settings: ReceiverSettings) -> None:
-        self._queue, self._settings = queue, settings
+    Aliases have a worker of their own: an audit may take an hour, and an alias must not stand that long unexamined.
+    """
+
+    def __init__(self, queue: Queue, settings: ReceiverSettings, event: str) -> None:
+        self._queue, self._settings, self._event = queue, settings, event
         self._stop, self._news = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="lipschitz-receiver", daemon=True)
         self._swept = float("-inf")
 
     def start(self) -> None:
-        """Take up what a killed process left, then work."""
-        self._queue.restart()
+        """Begin to work."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -52,7 +54,7 @@ class Worker:
         while not self._stop.is_set():
             self._news.clear()
             self._sweep()
-            while not self._stop.is_set() and (delivery := self._queue.take()) is not None:
+            while not self._stop.is_set() and (delivery := self._queue.take(self._event)) is not None:
                 self._work(delivery)
             self._news.wait(timeout=1.0)
 
@@ -82,7 +84,11 @@ class Worker:
 
     def _sweep(self) -> None:
         """Look at every guarded alias at the start and once an hour."""
-        if not self._settings.aliases or time.monotonic() - self._swept < _SWEEP_SECONDS:
+        if (
+            self._event != ALIAS_CREATED
+            or not self._settings.aliases
+            or time.monotonic() - self._swept < _SWEEP_SECONDS
+        ):
             return
         try:
             for delivery in standing_aliases(self._settings):
@@ -95,19 +101,22 @@ class Worker:
 
 def receiver(queue: Queue, settings: ReceiverSettings, secret: str) -> FastAPI:
     """The application: `POST /webhook` takes deliveries, `GET /health` counts them."""
-    worker = Worker(queue, settings)
+    workers = {event: Worker(queue, settings, event) for event in (VERSION_CREATED, ALIAS_CREATED)}
 
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
-        worker.start()
+        queue.restart()  # what a killed process left
+        for worker in workers.values():
+            worker.start()
         yield
-        await run_in_threadpool(worker.stop)
+        for worker in workers.values():
+            await run_in_threadpool(worker.stop)
 
     app = FastAPI(title="mlflow-lipschitz receiver", lifespan=running, docs_url=None, redoc_url=None, openapi_url=None)
 
     # Added by hand: the annotations of a route declared here are text, which FastAPI looks up in the module alone.
     async def webhook(request: Request) -> JSONResponse:
-        return await _received(request, queue, worker, secret)
+        return await _received(request, queue, workers, secret)
 
     async def health(_: Request) -> JSONResponse:
         return JSONResponse(await run_in_threadpool(queue.counts))
@@ -117,7 +126,7 @@ def receiver(queue: Queue, settings: ReceiverSettings, secret: str) -> FastAPI:
     return app
 
 
-async def _received(request: Request, queue: Queue, worker: Worker, secret: str) -> JSONResponse:
+async def _received(request: Request, queue: Queue, workers: Mapping[str, Worker], secret: str) -> JSONResponse:
     body = b""
     async for chunk in request.stream():
         body += chunk
@@ -135,5 +144,5 @@ async def _received(request: Request, queue: Queue, worker: Worker, secret: str)
     except sqlite3.Error as error:
         # MLflow tries again after 503: what is not on the disk is not acknowledged.
         return JSONResponse({"error": f"the queue cannot be written: {error}"}, status_code=503)
-    worker.wake()
+    workers[delivery.event].wake()
     return JSONResponse({"queued": new})

@@ -29,6 +29,7 @@ from mlflow_lipschitz.cli.__main__ import run
 from mlflow_lipschitz.errors import UsageError
 from mlflow_lipschitz.registry import tags
 from mlflow_lipschitz.registry.trust import TrustSources
+from mlflow_lipschitz.webhooks import receiver as receiver_module
 from mlflow_lipschitz.webhooks.deliveries import (
     ALIAS_CREATED,
     TOLERANCE_SECONDS,
@@ -120,17 +121,18 @@ def test_the_queue_keeps_order_drops_duplicates_and_survives(tmp_path: Path) -> 
     path = tmp_path / "queue.db"
     queue = Queue(path)
     assert [queue.add(delivery(n)) for n in (0, 1, 0)] == [True, True, False]
-    first = queue.take()
+    assert queue.take(ALIAS_CREATED) is None
+    first = queue.take(VERSION_CREATED)
     assert first == delivery(0)
     # A process that dies here has acknowledged two deliveries and finished none.
     queue = Queue(path)
     assert queue.restart() == 1
-    assert queue.take() == delivery(0)
+    assert queue.take(VERSION_CREATED) == delivery(0)
     queue.finish(delivery(0), "passed")
     assert not queue.add(delivery(0))
-    assert queue.take() == delivery(1)
+    assert queue.take(VERSION_CREATED) == delivery(1)
     queue.postpone(delivery(1), 3600.0, "later")
-    assert queue.take() is None
+    assert queue.take(VERSION_CREATED) is None
     assert queue.tries(delivery(1)) == 1
     assert queue.counts() == {"done": 1, "waiting": 1}
     assert queue.outcomes() == {"id-0": "passed"}
@@ -278,18 +280,41 @@ def listening(app: FastAPI) -> Iterator[str]:
         thread.join(timeout=20)
 
 
+def test_an_alias_does_not_wait_for_an_audit(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While an audit takes its time, an alias on the same version is examined, and taken back."""
+    auditing, over = threading.Event(), threading.Event()
+
+    def slow(event: Delivery, how: ReceiverSettings) -> str:
+        if event.event == ALIAS_CREATED:
+            return handle(event, how)
+        auditing.set()
+        over.wait(60)
+        return "passed"
+
+    monkeypatch.setattr(receiver_module, "handle", slow)
+    name, queue = fresh_name("slow"), Queue(tmp_path / "queue.db")
+    log_onnx(name)
+    with listening(receiver(queue, settings(tmp_path, models="slow-*"), SECRET)):
+        queue.add(Delivery("audit", VERSION_CREATED, name, "1"))
+        wait_until(auditing.is_set)
+        queue.add(alias_on(name))
+        wait_until(lambda: held(name) == {})
+        over.set()
+        wait_until(lambda: "audit" in queue.outcomes())
+
+
 def test_a_worker_gives_up_on_an_audit_and_never_on_an_alias(store: str, tmp_path: Path) -> None:
     queue, how = Queue(tmp_path / "queue.db"), settings(tmp_path, tracking_uri="http://127.0.0.1:9")
-    worker = Worker(queue, how)
     for event in (delivery(0), delivery(1, event=ALIAS_CREATED, alias="champion")):
+        worker = Worker(queue, how, event.event)
         queue.add(event)
-        queue.take()
+        queue.take(event.event)
         for _ in range(2):
             worker._again(event, "no answer")
             assert queue.counts()["waiting"] == 1
             with queue._connection() as connection:
                 connection.execute("update deliveries set not_before = 0")
-            queue.take()
+            queue.take(event.event)
         worker._again(event, "no answer")
         assert queue.counts().get("waiting", 0) == (event.event == ALIAS_CREATED)
     assert queue.outcomes()["id-0"].startswith("gave up")
