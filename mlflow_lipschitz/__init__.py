@@ -20,6 +20,8 @@ if TYPE_CHECKING:
         certified_radius,
         certify_lipschitz,
         certify_monotonicity,
+        served_error_bounds,
+        why_unserved,
     )
     from mlflow_lipschitz.engine.domains.region import Box, LpBall
     from mlflow_lipschitz.frontends import trace
@@ -36,6 +38,8 @@ _ORIGINS = {
     "certified_radius": "certify",
     "certify_lipschitz": "certify",
     "certify_monotonicity": "certify",
+    "served_error_bounds": "certify",
+    "why_unserved": "certify",
     "Box": "engine.domains.region",
     "LpBall": "engine.domains.region",
     "trace": "frontends",
@@ -59,7 +63,9 @@ __all__ = [
     "certify_monotonicity",
     "load_policy",
     "promote",
+    "served_error_bounds",
     "trace",
+    "why_unserved",
 ]
 
 try:

@@ -26,6 +26,7 @@ from mlflow_lipschitz.pipeline.intake import TracedModel, rows_for, traced_model
 from mlflow_lipschitz.pipeline.measure import Arrays, MeasureOptions, Progress, counterexamples, measure
 from mlflow_lipschitz.pipeline.on_pass import promoted_on_pass, refuse_alias_without_version
 from mlflow_lipschitz.pipeline.probes import probe_points
+from mlflow_lipschitz.pipeline.proving import region_arrays, second_proof
 from mlflow_lipschitz.pipeline.question import Question, question_of
 from mlflow_lipschitz.pipeline.row_bounds import table_columns
 from mlflow_lipschitz.pipeline.tracking import audit_run
@@ -160,10 +161,10 @@ def audit_rows(
     )
 
     certificates = _certificates(graph, rows, question, arrays, outputs)
-    described = facts(policy, question, graph.content_hash(), fidelity, certificates.method, rows)
+    described = facts(policy, question, graph, fidelity, certificates.method, rows) | second_proof(arrays, directory)
     content = replace(_content(pulled, policy, verdict, table, certificates, described), attested=_signer(key))
     metrics = {**table.metrics(), **verdict.metrics(), "lipschitz/seconds_total": seconds}
-    hashes = write_artifacts(directory, table, policy, certificates, content)
+    hashes = write_artifacts(directory, table, policy, (graph, certificates), content)
     evidence = Evidence(metrics, hashes, graph.content_hash(), rows=rows_digest(rows), method=certificates.method)
     attestation = make_attestation(pulled, policy, verdict, evidence, key)
     (directory / "attestation.json").write_text(attestation.to_json(), encoding="utf-8")
@@ -204,16 +205,11 @@ def _measure_options(options: AuditOptions, policy: AuditPolicy) -> MeasureOptio
 def _certificates(
     graph: Graph, rows: AuditedRows, question: Question, arrays: Arrays, outputs: tuple[str, ...]
 ) -> Certificates:
-    claims = ["lipschitz_upper", "lipschitz_lower"]
+    claims = ["lipschitz_upper"]
     claims += [] if question.output == "margin" else ["derivative_lower", "derivative_upper"]
     claims += [] if question.max_radius is None else ["radius"]
-    region = {
-        "points": rows.points,
-        "radius_per_feature": question.radius,
-        "feature_scale": question.unit,
-        "domain_lower": question.domain[0],
-        "domain_upper": question.domain[1],
-    }
+    known = {"points": rows.points, **region_arrays(question)}
+    known |= {name: arrays[name] for name in ("labels", "lipschitz_lower", "served_error") if name in arrays}
     return Certificates(
         graph_hash=graph.content_hash(),
         objective="margin" if question.output == "margin" else outputs[question.output],
@@ -221,8 +217,11 @@ def _certificates(
         method=", ".join(np.unique(arrays["method"]).tolist()),
         point_ids=tuple(rows.point_ids.tolist()),
         feature_names=rows.feature_names,
-        arrays={**region, **{name: arrays[name] for name in claims}},
+        arrays={**known, **{name: arrays[f"claimed_{name}"] for name in claims}},
         counterexamples=counterexamples(rows, question, arrays),
+        output=question.output,
+        unproved=tuple(rows.point_ids[~arrays["reproved"]].tolist()),
+        radius_arithmetic=question.arithmetic,
     )
 
 

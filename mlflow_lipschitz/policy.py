@@ -68,6 +68,8 @@ class AuditPolicy(Section):
     def digest(self) -> str:
         """`sha256:…` over the content: independent of comments, layout, key order and of writing defaults out."""
         content = self.model_dump(mode="json", by_alias=True)
+        if content["engine"]["arithmetic"] == "real":  # what every policy meant before it could say so
+            del content["engine"]["arithmetic"]
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -154,13 +154,23 @@ class Engine(Section):
     budget_per_point_s: Positive | None = Field(
         default=5.0,
         description="Seconds of search that a row's Lipschitz bound, and the signs of its monotone features, may each cost beyond"
-        " one pass, where a check judges them; null: none.",
+        " one pass, where a check judges them; null: none, or no limit of time where parts_per_point is given.",
+    )
+    parts_per_point: Annotated[int, Field(gt=0)] | None = Field(
+        default=None,
+        description="Parts into which each of these searches may cut a row's problem. Unlike a time, it makes an audit repeat:"
+        " with budget_per_point_s null, the same audit on the same machine gives the same bounds to the last bit.",
     )
     target_gap: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.02,
         description="Relative gap between the bounds at which the search on a row stops.",
     )
     precision: Literal["float64"] = Field(default="float64", description="Arithmetic the bounds are computed in.")
+    arithmetic: Literal["real", "deployed-float32"] = Field(
+        default="real",
+        description="Whose decisions certified radii are about: the exact function of the stored weights, or the program that"
+        " evaluates it in float32, rounding included. Lipschitz bounds and derivatives are about the exact function.",
+    )
 
 
 class OnPass(Section):

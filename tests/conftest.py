@@ -7,6 +7,10 @@ import os
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests import torch_exports, type_checks
+
+type_checks.install("mlflow_lipschitz")
+
 settings.register_profile(
     "ci", max_examples=12, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -19,3 +23,7 @@ for variable in ("LIPSCHITZ_SIGNING_KEY", "LIPSCHITZ_TRUSTED_KEYS", "LIPSCHITZ_R
 
 # Test processes share the cores.
 torch.set_num_threads(1)
+
+
+def pytest_runtest_setup() -> None:
+    torch_exports.parse_translations_once()

@@ -6,14 +6,15 @@ curves: exact far beyond float64). At a kink, `side` chooses the one-sided deriv
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import mpmath
 import numpy as np
+from gmpy2 import mpq
 
 from mlflow_lipschitz.engine.ir import ops
 from mlflow_lipschitz.engine.ir.graph import Graph, Node
@@ -49,18 +50,56 @@ def is_smooth(graph: Graph) -> bool:
 
 def number(graph: Graph) -> Callable[[Any], Any]:
     """The exact number type this graph needs."""
-    return mpmath.mpf if is_smooth(graph) else lambda v: Fraction(float(v))
+    return mpmath.mpf if is_smooth(graph) else _rational
 
 
-def value_and_jacobian(graph: Graph, x: np.ndarray, side: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def _rational(value: Any) -> Any:
+    return mpq(float(value))
+
+
+class Side:
+    """A side of every kink; remembers whether anything lay on one."""
+
+    def __init__(self, right: bool) -> None:
+        self.right, self.met = right, False
+
+    def __bool__(self) -> bool:
+        self.met = True
+        return self.right
+
+
+def one_sided(graph: Graph, x: np.ndarray) -> Iterator[np.ndarray]:
+    """The Jacobians on either side of the kinks at a point: one where there is none, as both would be the same."""
+    left = Side(False)
+    yield value_and_jacobian(graph, x, left)[1]
+    if left.met:
+        yield value_and_jacobian(graph, x, Side(True))[1]
+
+
+def values_at(graph: Graph, x: np.ndarray) -> np.ndarray:
+    """Exact (outputs,) values at one point."""
+    return node_values(graph, x)[graph.output]
+
+
+def node_values(graph: Graph, x: np.ndarray) -> list[np.ndarray]:
+    """Exact values of every node at one point, flat: numbers with an empty gradient."""
+    nodes = _nodes(graph, x, np.empty((x.size, 0), dtype=object), True)
+    return [np.array([d.value for d in node.reshape(-1)], dtype=object) for node in nodes]
+
+
+def value_and_jacobian(graph: Graph, x: np.ndarray, side: Any = True) -> tuple[np.ndarray, np.ndarray]:
     """Exact (outputs,) values and (outputs, inputs) Jacobian at one point of the graph's input shape."""
     exact = number(graph)
-    size = x.size
-    zero, one = exact(0), exact(1)
-    entries = np.empty(size, dtype=object)
-    for i, v in enumerate(x.reshape(-1)):
-        gradient = np.array([one if i == j else zero for j in range(size)], dtype=object)
-        entries[i] = Dual(exact(float(v)), gradient)
+    unit = np.full((x.size, x.size), exact(0), dtype=object)
+    np.fill_diagonal(unit, exact(1))
+    outputs = _nodes(graph, x, unit, side)[graph.output].reshape(-1)
+    return np.array([d.value for d in outputs], dtype=object), np.stack([d.gradient for d in outputs])
+
+
+def _nodes(graph: Graph, x: np.ndarray, gradients: np.ndarray, side: Any) -> list[np.ndarray]:
+    exact = number(graph)
+    entries = np.empty(x.size, dtype=object)
+    entries[:] = [Dual(exact(float(v)), gradient) for v, gradient in zip(x.reshape(-1), gradients, strict=True)]
     values: list[np.ndarray] = []
     for node in graph.nodes:
         if isinstance(node.op, ops.Input):
@@ -69,14 +108,25 @@ def value_and_jacobian(graph: Graph, x: np.ndarray, side: int = 1) -> tuple[np.n
             held = np.empty(node.shape, dtype=object)  # NumPy gives a bare entry, not an array, where no axes are left
             held[...] = _apply(node, [values[i] for i in node.inputs], exact, side)
             values.append(held)
-    outputs = values[graph.output].reshape(-1)
-    return np.array([d.value for d in outputs], dtype=object), np.stack([d.gradient for d in outputs])
+    return values
 
 
-def _apply(node: Node, xs: list[np.ndarray], exact: Callable[[Any], Any], side: int) -> np.ndarray:
+@functools.lru_cache(maxsize=512)
+def _lifted(entries: bytes, exact: Callable[[Any], Any]) -> np.ndarray:
+    values = np.frombuffer(entries)
+    held = np.empty(values.size, dtype=object)
+    held[:] = [exact(float(v)) for v in values]
+    return held
+
+
+def _apply(node: Node, xs: list[np.ndarray], exact: Callable[[Any], Any], side: Any) -> np.ndarray:
     op: Any = node.op
     x = xs[0]
-    lift = np.vectorize(lambda v: exact(float(v)), otypes=[object])
+
+    def lift(constant: Any) -> np.ndarray:
+        held = np.asarray(constant, dtype=np.float64)
+        return _lifted(held.tobytes(), exact).reshape(held.shape)
+
     match op:
         case ops.Linear():
             y = x @ lift(op.weight).T
@@ -204,9 +254,9 @@ def _log_softmax(x: np.ndarray, kept: np.ndarray) -> np.ndarray:
 
 
 def _rounded(number: Any) -> Any:
-    return Fraction(round(number)) if isinstance(number, Fraction) else mpmath.nint(number)
+    return mpmath.nint(number) if isinstance(number, mpmath.mpf) else mpq(round(number))
 
 
-def _curve(op: ops.Elementwise, d: Dual, exact: Callable[[Any], Any], side: int) -> Dual:
+def _curve(op: ops.Elementwise, d: Dual, exact: Callable[[Any], Any], side: Any) -> Dual:
     value, slope = CURVES[op.curve](d.value, exact, side, *op.parameters)
     return Dual(value, d.gradient * slope)

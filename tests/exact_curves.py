@@ -150,6 +150,9 @@ CURVES: dict[str, Meaning] = {
     "minus_sin": _slope_of("cos"),
 }
 
+# Curves of models whose one-sided derivatives differ somewhere.
+KINKED = ("relu", "leaky_relu", "abs", "clip", "hard_swish", "elu")
+
 _RATIONAL = ("relu", "leaky_relu", "abs", "step", "clip", "window", "hard_swish", "softsign", "reciprocal", "square")
 
 

@@ -144,6 +144,8 @@ BAD = [
     ("checks:\n", "engine: {target_gap: 1}\nchecks:\n", (6, "engine.target_gap", "must be less than 1, not 1")),
     ("checks:\n", "engine: {precision: float32}\nchecks:\n",
      (6, "engine.precision", "must be 'float64', not 'float32'")),
+    ("checks:\n", "engine: {arithmetic: float32}\nchecks:\n",
+     (6, "engine.arithmetic", "must be 'real' or 'deployed-float32', not 'float32'")),
     ("checks:\n", "gate: {fail_on: info}\nchecks:\n",
      (6, "gate.fail_on", "must be 'critical' or 'warning', not 'info'")),
     ("checks:\n", "gate: {on_pass: {alias: v3}}\nchecks:\n",

@@ -2,6 +2,7 @@
 
 from mlflow_lipschitz.certify.attention import SelfAttention, attention_lipschitz, normalized_radius
 from mlflow_lipschitz.certify.budget import Budget
+from mlflow_lipschitz.certify.deployed import served_error_bounds, why_unserved
 from mlflow_lipschitz.certify.lipschitz import LipschitzCertificate, certify_lipschitz
 from mlflow_lipschitz.certify.monotonicity import (
     MonotonicityCertificate,
@@ -24,4 +25,6 @@ __all__ = [
     "certify_monotonicity",
     "find_violation",
     "normalized_radius",
+    "served_error_bounds",
+    "why_unserved",
 ]

@@ -16,9 +16,10 @@ from mlflow_lipschitz.engine.attack.sampling import clip
 from mlflow_lipschitz.engine.domains.interval import Interval
 from mlflow_lipschitz.engine.propagation.backward import upper_bounds
 from mlflow_lipschitz.engine.propagation.plan import is_smooth
-from mlflow_lipschitz.engine.propagation.pre_activation import Refinement, bound_nodes
+from mlflow_lipschitz.engine.propagation.pre_activation import bound_nodes
 from mlflow_lipschitz.engine.propagation.problem import Problem
 from mlflow_lipschitz.engine.search.bounding import Effort
+from mlflow_lipschitz.engine.search.evidence import SearchEvidence, evidence_of
 from mlflow_lipschitz.engine.search.parts import Rows, lowest
 from mlflow_lipschitz.engine.search.search import Limits, search
 from mlflow_lipschitz.engine.search.tightening import Pass, tightened
@@ -28,19 +29,23 @@ from mlflow_lipschitz.engine.search.tightening import Pass, tightened
 _TIGHTENING, _TIGHTENING_SMOOTH = 0.2, 0.85
 _STEPS, _RATE, _DECAY = 15, 0.2, 0.9
 # Of many parts, each has few forms: more of them at once pay for the same overhead.
-_MORE_FORMS = 4
+MORE_FORMS = 4
 
 
 @dataclass(frozen=True)
 class Bracket:
-    """lower ≤ the largest value of a one-entry graph output ≤ upper, per point and objective; `at` is where lower is reached."""
+    """lower ≤ the largest value of a one-entry graph output ≤ upper, per point and objective; `at` is where lower is reached.
+
+    `evidence` says how the regions were cut, if that was to be kept: a tree for every row.
+    """
 
     upper: Tensor
     lower: Tensor
     at: Tensor
+    evidence: SearchEvidence | None = None
 
 
-def narrowed(problem: Problem, ranges: Sequence[Interval], start: Bracket, budget: Budget, chunk_size: int) -> Bracket:
+def narrowed(problem: Problem, ranges: Sequence[Interval], start: Bracket, budget: Budget, effort: Effort) -> Bracket:
     """Narrow the bracket as far as the budget goes.
 
     Args:
@@ -52,13 +57,15 @@ def narrowed(problem: Problem, ranges: Sequence[Interval], start: Bracket, budge
     if len(open_rows) == 0:
         return start
     index, points = tuple(open_rows.unbind(1)), open_rows[:, 0].unique()
-    effort = Effort(Refinement(_MORE_FORMS * chunk_size))
     ranges, budget = with_tighter_values(problem, ranges, points, budget, effort)
     ones = torch.ones((len(open_rows), 1, 1, 1), dtype=torch.float64, device=problem.device)
     rows = rows_at(problem, ranges, index, ones)
     known = Bracket(start.upper[index], start.lower[index], start.at[index])
     found = spend(rows, known, budget, len(points), effort, together=index[0])
-    result = Bracket(start.upper.clone(), start.lower.clone(), start.at.clone())
+    evidence = None
+    if found.evidence is not None:
+        evidence = found.evidence.spread(start.upper.numel(), (index[0] * start.upper.shape[1] + index[1]).tolist())
+    result = Bracket(start.upper.clone(), start.lower.clone(), start.at.clone(), evidence)
     result.upper[index], result.lower[index], result.at[index] = found.upper, found.lower, found.at
     return result
 
@@ -111,7 +118,8 @@ def spend(
         effort,
         Limits(left, budget.target_gap, limit, parts=most, together=together),
     )
-    return Bracket(found.upper, found.lower, found.at)
+    evidence = None if found.leaves is None else evidence_of(rows, found.leaves, effort)
+    return Bracket(found.upper, found.lower, found.at, evidence)
 
 
 def _undecided(bracket: Bracket, budget: Budget) -> Tensor:

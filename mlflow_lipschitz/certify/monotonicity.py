@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mlflow_lipschitz.certify.budget import Budget, check_budget
+from mlflow_lipschitz.certify.evidence import Evidence, by_point, slopes_of
 from mlflow_lipschitz.certify.execution import (
     default_chunk_size,
     halving,
@@ -25,13 +26,14 @@ from mlflow_lipschitz.certify.execution import (
 )
 from mlflow_lipschitz.certify.lipschitz import check_points
 from mlflow_lipschitz.certify.objectives import cotangents
-from mlflow_lipschitz.certify.signs import Slopes, decided, sought
+from mlflow_lipschitz.certify.signs import Searched, Slopes, decided, sought
 from mlflow_lipschitz.engine.attack.ascent import ascend, enclose_at, sampled_hull
 from mlflow_lipschitz.engine.domains.interval import Interval
 from mlflow_lipschitz.engine.domains.region import Region
 from mlflow_lipschitz.engine.ir.graph import Graph
 from mlflow_lipschitz.engine.propagation.pre_activation import Refinement, bound_nodes, refine_node
 from mlflow_lipschitz.engine.propagation.problem import Problem
+from mlflow_lipschitz.engine.search.bounding import Effort
 from mlflow_lipschitz.engine.transforms.objectives import gradient_graph, signed_entry
 from mlflow_lipschitz.errors import UsageError
 
@@ -48,6 +50,8 @@ class MonotonicityCertificate:
         sign: +1 nondecreasing, −1 nonincreasing, 0 not certified; a derivative proved to be zero counts as +1.
         lower, upper: certified range of the derivative; infinite where nothing could be proved.
         attained_lower, attained_upper: derivatives reached at points of the region; attained_lower < 0 disproves increasing.
+        evidence: what a second program needs to re-prove the range, if that was asked for; and how regions were cut where a search
+            was made, whose trees are `searched`'s, not the evidence's.
     """
 
     sign: np.ndarray
@@ -57,6 +61,8 @@ class MonotonicityCertificate:
     attained_upper: np.ndarray
     output: int
     arithmetic: str = "real"
+    evidence: Evidence | None = None
+    searched: Searched | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,7 @@ def certify_monotonicity(  # noqa: PLR0913 — the contract's signature
     budget: Budget | None = None,
     device: str = "auto",
     chunk_size: int | None = None,
+    evidence: bool = False,
 ) -> MonotonicityCertificate:
     """Bound every partial derivative of one output over the region of every point.
 
@@ -99,6 +106,7 @@ def certify_monotonicity(  # noqa: PLR0913 — the contract's signature
         budget: None, one propagation pass, and some pieces where few features move; else branch and bound until each sign is
             certified or disproved (its threshold and gap are not used).
         chunk_size: linear forms in flight; bounds memory.
+        evidence: keep what a second program needs to re-prove the bounds.
 
     Raises:
         UsageError: no such output, feature or device; a budget that is none. InvalidRegion: region and points do not fit.
@@ -112,10 +120,16 @@ def certify_monotonicity(  # noqa: PLR0913 — the contract's signature
     size = chunk_size or default_chunk_size(place, graph)
     wanted = _wanted(features, math.prod(graph.input_shape), place)
     with rigorous_arithmetic():
-        ends = halving(size, lambda chunk: _in_portions(problem, count, (wanted, budget), chunk))
+        ends, searched, slopes = halving(
+            size, lambda chunk: _in_portions(problem, count, (wanted, budget, evidence), chunk)
+        )
     lower, upper, attained_lower, attained_upper = (end.reshape(count, *graph.input_shape) for end in ends)
     sign = np.where(lower >= 0, 1, np.where(upper <= 0, -1, 0))
-    return MonotonicityCertificate(sign, lower, upper, attained_lower, attained_upper, output)
+    kept = Evidence(by_point(slopes)) if evidence else None
+    trees = Searched.joined(searched) if searched else None
+    return MonotonicityCertificate(
+        sign, lower, upper, attained_lower, attained_upper, output, evidence=kept, searched=trees
+    )
 
 
 def find_violation(
@@ -162,20 +176,24 @@ def _wanted(features: Sequence[int] | None, size: int, device: torch.device) -> 
 
 
 def _in_portions(
-    problem: Problem, count: int, asked: tuple[Tensor | None, Budget | None], chunk_size: int
-) -> tuple[np.ndarray, ...]:
+    problem: Problem, count: int, asked: tuple[Tensor | None, Budget | None, bool], chunk_size: int
+) -> tuple[tuple[np.ndarray, ...], list[Searched], list[dict[str, np.ndarray]]]:
+    wanted, budget, evidence = asked
+    effort, searched, slopes = Effort(Refinement(chunk_size), keep=evidence), [], []
     size = problem.graph.output_shape[0]
     ends = np.stack([np.full((count, size), -np.inf), np.full((count, size), np.inf)] * 2)
-    refinement = Refinement(chunk_size)
     for first, last in portions(count, max(1, chunk_size // 8)):
         part = problem.with_rows(first, last)
-        bounds = bound_nodes(part, refinement)
-        certified = refine_node(part, bounds, part.graph.output, refinement)
-        known = Slopes(*(_spread(x, part) for x in (certified, sampled_hull(part))))
-        known = decided(part, [node.interval for node in bounds], known, asked, chunk_size)
+        bounds = bound_nodes(part, effort.refinement)
+        if evidence:
+            slopes.append(slopes_of(part, bounds, "slopes"))
+        certified = refine_node(part, bounds, part.graph.output, effort.refinement)
+        known = Slopes(_spread(certified, part), _spread(sampled_hull(part), part))
+        known = decided(part, [node.interval for node in bounds], known, (wanted, budget), effort)
+        searched += [replace(found, point=found.point + first) for found in known.searched]
         rows = (known.certified.lower, known.certified.upper, known.attained.lower, known.attained.upper)
         ends[:, first:last] = torch.stack(rows).cpu().numpy()
-    return tuple(ends)
+    return tuple(ends), searched, slopes
 
 
 def _spread(x: Interval, problem: Problem) -> Interval:

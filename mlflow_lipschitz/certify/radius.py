@@ -2,7 +2,8 @@
 
 A radius r is certified when every margin f_y − f_j stays positive over the ball, either by bounding the margin itself or
 because margin(x₀) > r · L(r), with L the margin's local Lipschitz constant over that ball (Hein & Andriushchenko, NeurIPS 2017).
-A model that cannot be differentiated has only the first of the two.
+A model that cannot be differentiated has only the first of the two. For the served program (`arithmetic="deployed-float32"`), what
+rounding may do to the two outputs over the ball is taken from every margin first.
 Radii are searched in a batch: each round tests a grid between the largest certified and the smallest refused one.
 """
 
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mlflow_lipschitz.certify.deployed import REAL, ServedProgram, format_of
 from mlflow_lipschitz.certify.execution import (
     default_chunk_size,
     halving,
@@ -28,7 +30,7 @@ from mlflow_lipschitz.certify.execution import (
 from mlflow_lipschitz.certify.lipschitz import DUAL_NORMS, lipschitz_upper
 from mlflow_lipschitz.certify.objectives import checked_labels, margins
 from mlflow_lipschitz.engine.domains.region import Box, LpBall, Region
-from mlflow_lipschitz.engine.domains.rounding import next_up
+from mlflow_lipschitz.engine.domains.rounding import next_down, next_up
 from mlflow_lipschitz.engine.ir.graph import Graph
 from mlflow_lipschitz.engine.propagation.backward import upper_bounds
 from mlflow_lipschitz.engine.propagation.pre_activation import Refinement, bound_nodes
@@ -51,13 +53,18 @@ class RadiusCertificate:
         radius: (points,) certified; 0 where nothing is.
         margin: (points,) certified lower bound of the smallest margin at the point itself; negative: not the label.
         status: (points,) `certified` (radius > 0), `violated` (the point itself is not predicted as its label) or `undecided`.
+        arithmetic: what predicts: `real`, the exact function of the stored weights, or the program that is served in a format,
+            `deployed-float32`; then also `margin` and `status` are about that program's outputs.
+        served_error: (points,) how far any output of the served program may be from the exact one within `radius`; +inf where
+            nothing is known. None for `real`.
     """
 
     radius: np.ndarray
     margin: np.ndarray
     status: np.ndarray
     norm: str
-    arithmetic: str = "real"
+    arithmetic: str = REAL
+    served_error: np.ndarray | None = None
 
 
 def certified_radius(  # noqa: PLR0913 — the contract's signature
@@ -69,6 +76,7 @@ def certified_radius(  # noqa: PLR0913 — the contract's signature
     max_radius: float = 1.0,
     feature_scale: Any = None,
     domain: tuple[Any, Any] | None = None,
+    arithmetic: str = REAL,
     device: str = "auto",
     chunk_size: int | None = None,
 ) -> RadiusCertificate:
@@ -82,27 +90,31 @@ def certified_radius(  # noqa: PLR0913 — the contract's signature
         max_radius: the search ends here.
         feature_scale: broadcasts to the input shape; the perturbation of feature i is measured in units of feature_scale[i].
         domain: (lower, upper) that the perturbed input never leaves.
+        arithmetic: whose prediction is meant: `real` or `deployed-float32`, `deployed-bfloat16`, `deployed-float16`, see
+            deployed.py. Of a model of which `why_unserved` gives a reason, every deployed radius is 0.
 
     Raises:
-        UsageError: unknown norm, label or device, or a max_radius that is not a positive number.
+        UsageError: unknown norm, label, arithmetic or device, or a max_radius that is not a positive number.
     """
     if norm not in DUAL_NORMS:
         raise UsageError(f"norm={norm!r}: choose one of {', '.join(DUAL_NORMS)}")
     if not (math.isfinite(max_radius) and max_radius > 0):
         raise UsageError(f"max_radius={max_radius!r} must be a positive number")
-    place = resolve_device(device)
+    form, place = format_of(arithmetic), resolve_device(device)
     flat = flat_output(graph)
     center = torch.as_tensor(np.array(points), dtype=torch.float64)
     if tuple(center.shape[1:]) != graph.input_shape or len(center) == 0:
         raise InvalidRegion(f"points {tuple(center.shape)} must be (points, *{graph.input_shape}), at least one")
     ball = _Ball(center, _unit(center, feature_scale, max_radius), norm, domain)
     rows = _margin_rows(flat.output_shape[0], len(center), labels).to(place)
-    problem = Problem.of(flat, ball.region(torch.zeros(center.shape[0])), None, place)
+    start = ball.region(torch.zeros(center.shape[0]))
+    served = None if form is None else ServedProgram.of(graph, start, form, place)
+    whole = _Part(Problem.of(flat, start, None, place), ball, rows, Refinement(1), served)
     size = chunk_size or default_chunk_size(place, graph)
     with rigorous_arithmetic():
-        radius, margin, wrong = halving(size, lambda chunk: _in_portions(problem, ball, rows, max_radius, chunk))
+        radius, margin, wrong, error = halving(size, lambda chunk: _in_portions(whole, max_radius, chunk))
     status = np.where(radius > 0, "certified", np.where(wrong, "violated", "undecided"))
-    return RadiusCertificate(radius, margin, status, norm)
+    return RadiusCertificate(radius, margin, status, norm, arithmetic, None if form is None else error)
 
 
 @dataclass(frozen=True)
@@ -144,24 +156,73 @@ def _margin_rows(size: int, points: int, labels: Any) -> Tensor:
     return margins(size, points, labels)[:, None]
 
 
-def _in_portions(
-    problem: Problem, ball: _Ball, rows: Tensor, max_radius: float, chunk_size: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    count = ball.center.shape[0]
-    radius, margin, wrong = np.zeros(count), np.full(count, -np.inf), np.zeros(count, dtype=bool)
-    refinement, sloped = Refinement(chunk_size), _has_slope(problem.graph)
+@dataclass(frozen=True)
+class _Part:
+    """Some of the points: the function, the balls around them, and the rows (points, 1, margins, outputs) that judge it."""
+
+    problem: Problem
+    ball: _Ball
+    rows: Tensor
+    refinement: Refinement
+    served: ServedProgram | None
+
+    def of(self, start: int, stop: int, refinement: Refinement) -> _Part:
+        served = None if self.served is None else self.served.with_rows(start, stop)
+        problem, ball = self.problem.with_rows(start, stop), self.ball.rows(start, stop)
+        return _Part(problem, ball, self.rows[start:stop], refinement, served)
+
+    def margins(self, radii: Tensor, *, mirrored: bool = False) -> Tensor:
+        """(points · grid, margins) lower bounds over the balls, of the served program's outputs where one is meant.
+
+        `radii` are (points · grid,); `mirrored`: of the margins' negatives.
+        """
+        problem = self.problem.with_region(self.ball.region(radii).to(self.problem.device))
+        rows = self._repeated(radii)
+        rows = -rows if mirrored else rows
+        bounds = bound_nodes(problem, self.refinement)
+        lower = -upper_bounds(problem, bounds, problem.graph.output, -rows)[:, 0]
+        lower = lower.expand(problem.region.points, rows.shape[2])
+        if self.served is None:
+            return lower
+        return next_down(lower - self.served.errors(problem.region, self.refinement, rows[:, 0], bounds))
+
+    def allowance(self, radii: Tensor) -> Tensor:
+        """(points · grid, margins) what rounding may take from every margin in the balls: nothing where none is meant."""
+        rows = self._repeated(radii)[:, 0]
+        if self.served is None:
+            return torch.zeros(rows.shape[:2], dtype=torch.float64, device=rows.device)
+        return self._errors(radii, rows)
+
+    def largest_error(self, radii: Tensor) -> Tensor:
+        """(points,) of all outputs, in balls of these (points,) radii."""
+        return torch.zeros_like(radii) if self.served is None else self._errors(radii).amax(-1).cpu()
+
+    def _errors(self, radii: Tensor, objectives: Tensor | None = None) -> Tensor:
+        assert self.served is not None
+        return self.served.errors(self.ball.region(radii).to(self.problem.device), self.refinement, objectives)
+
+    def _repeated(self, radii: Tensor) -> Tensor:
+        return self.rows.repeat_interleave(radii.shape[0] // self.rows.shape[0], 0)
+
+
+def _in_portions(whole: _Part, max_radius: float, chunk_size: int) -> tuple[np.ndarray, ...]:
+    count = whole.ball.center.shape[0]
+    radius, error, margin = np.zeros(count), np.full(count, np.inf), np.full(count, -np.inf)
+    wrong = np.zeros(count, dtype=bool)
+    sloped = _has_slope(whole.problem.graph)
     for first, last in portions(count, max(1, chunk_size // (8 * _GRID))):
-        part, own_rows = problem.with_rows(first, last), rows[first:last]
-        at_center = _margin_lower(part, own_rows, refinement)
-        by_margin = partial(_safe_by_margin, part, ball.rows(first, last), own_rows, refinement)
-        best = largest_certified(by_margin, last - first, max_radius)
+        part, nowhere = whole.of(first, last, Refinement(chunk_size)), torch.zeros(last - first)
+        at_center = part.margins(nowhere)
+        best = largest_certified(partial(_safe_by_margin, part), last - first, max_radius)
         if sloped:
-            by_slope = partial(_safe_by_lipschitz, part, ball.rows(first, last), own_rows, at_center, refinement)
-            best = torch.maximum(best, _stretched(by_slope, best, max_radius))
+            # What rounding takes is taken over the whole ball; at its center, nothing yet.
+            exact = replace(part, served=None).margins(nowhere) if part.served else at_center
+            best = torch.maximum(best, _stretched(partial(_safe_by_lipschitz, part, exact), best, max_radius))
         radius[first:last], margin[first:last] = best.numpy(), at_center.amin(-1).cpu().numpy()
+        error[first:last] = part.largest_error(best).numpy()
         # Margins are bounded from below; only a bound from above can show that the label is wrong.
-        wrong[first:last] = (-_margin_lower(part, -own_rows, refinement) <= 0).any(-1).cpu().numpy()
-    return radius, margin, wrong
+        wrong[first:last] = (-part.margins(nowhere, mirrored=True) <= 0).any(-1).cpu().numpy()
+    return radius, margin, wrong, error
 
 
 def _has_slope(graph: Graph) -> bool:
@@ -173,39 +234,28 @@ def _has_slope(graph: Graph) -> bool:
     return True
 
 
-def _safe_by_margin(problem: Problem, ball: _Ball, rows: Tensor, refinement: Refinement, radii: Tensor) -> Tensor:
+def _safe_by_margin(part: _Part, radii: Tensor) -> Tensor:
     """(points, grid): whether every margin's lower bound over the ball is positive."""
-    grid = problem.with_region(ball.region(radii.flatten()).to(problem.device))
-    margins = _margin_lower(grid, rows.repeat_interleave(radii.shape[1], 0), refinement)
-    return (margins > 0).all(-1).reshape(radii.shape).cpu()
+    return (part.margins(radii.flatten()) > 0).all(-1).reshape(radii.shape).cpu()
 
 
-def _safe_by_lipschitz(
-    problem: Problem, ball: _Ball, rows: Tensor, at_center: Tensor, refinement: Refinement, radii: Tensor
-) -> Tensor:
+def _safe_by_lipschitz(part: _Part, at_center: Tensor, radii: Tensor) -> Tensor:
     """(points, grid): whether margin(x₀) > r · L(r) for every margin, L over the ball of radius r."""
-    grid, dual = radii.shape[1], DUAL_NORMS[ball.norm]
-    cotangents = rows[:, 0].repeat_interleave(grid, 0)
-    region = ball.region(radii.flatten()).to(problem.device)
+    grid, ball = radii.shape[1], part.ball
+    cotangents = part.rows[:, 0].repeat_interleave(grid, 0)
+    region = ball.region(radii.flatten()).to(part.problem.device)
     steepest = lipschitz_upper(
-        problem.graph, region, cotangents, dual, ball.unit[0].cpu().numpy(), refinement.chunk_size
+        part.problem.graph, region, cotangents, ball.norm, ball.unit[0].cpu().numpy(), part.refinement.chunk_size
     )
     reach = next_up(steepest * next_up(radii.reshape(-1, 1).to(steepest)))
-    return (at_center.repeat_interleave(grid, 0) > reach).all(-1).reshape(radii.shape).cpu()
+    lost = next_up(reach + part.allowance(radii.flatten()))
+    return (at_center.repeat_interleave(grid, 0) > lost).all(-1).reshape(radii.shape).cpu()
 
 
 def _stretched(certifies: Certifies, radius: Tensor, max_radius: float) -> Tensor:
     """The largest of a few radii above the one already certified that another test certifies; 0 where none."""
     longer = (radius[:, None] * torch.tensor(_STRETCH, dtype=torch.float64)).clamp(max=max_radius)
     return torch.where(certifies(longer), longer, 0.0).amax(1)
-
-
-def _margin_lower(problem: Problem, rows: Tensor, refinement: Refinement) -> Tensor:
-    """(points, margins) certified lower bounds of rows · output over the region."""
-    bounds = bound_nodes(problem, refinement)
-    output = problem.graph.output
-    linear = -upper_bounds(problem, bounds, output, -rows)[:, 0]
-    return linear.expand(problem.region.points, rows.shape[2])
 
 
 def largest_certified(certifies: Certifies, count: int, max_radius: float) -> Tensor:

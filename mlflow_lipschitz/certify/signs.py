@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from mlflow_lipschitz.engine.domains.interval import Interval
 from mlflow_lipschitz.engine.propagation.pre_activation import Refinement, bound_nodes
 from mlflow_lipschitz.engine.propagation.problem import Problem
 from mlflow_lipschitz.engine.search.bounding import Effort
+from mlflow_lipschitz.engine.search.evidence import SearchEvidence
 
 # Regions in which no more entries than this move are cut themselves; through others, values inside the network are.
 _FEW = 3
@@ -25,11 +27,32 @@ _FOREVER = 1e9
 
 
 @dataclass(frozen=True)
+class Searched:
+    """How regions were cut for some (point, entry, sign of the derivative that was maximised), each (searches,); a tree each."""
+
+    point: np.ndarray
+    entry: np.ndarray
+    sign: np.ndarray
+    trees: SearchEvidence
+
+    @staticmethod
+    def joined(parts: Sequence[Searched]) -> Searched:
+        point, entry, sign = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("point", "entry", "sign")
+        )
+        return Searched(point, entry, sign, SearchEvidence.joined([part.trees for part in parts]))
+
+
+@dataclass(frozen=True)
 class Slopes:
-    """Derivatives (points, entries): their `certified` range, and the least and largest that are `attained`."""
+    """Derivatives (points, entries): their `certified` range, and the least and largest that are `attained`.
+
+    `searched` is what searches left as evidence, if that was to be kept.
+    """
 
     certified: Interval
     attained: Interval
+    searched: tuple[Searched, ...] = ()
 
 
 def decided(
@@ -37,7 +60,7 @@ def decided(
     ranges: Sequence[Interval],
     known: Slopes,
     asked: tuple[Tensor | None, Budget | None],
-    chunk_size: int,
+    effort: Effort,
 ) -> Slopes:
     """The slopes after a search for the signs that are open.
 
@@ -45,6 +68,7 @@ def decided(
         problem: its graph's output are the derivatives, of one objective.
         ranges: per node, over the whole regions.
         asked: (entries,) which derivatives the search is about, None for those by entries that move; and its budget.
+        effort: how much work goes into one part; where to cut is decided here.
     """
     wanted, budget = asked
     moves = _moves(problem)
@@ -56,8 +80,7 @@ def decided(
         open_ = _open(known) & (moves if wanted is None else wanted) & points[:, None]
         point, entry = open_.nonzero().unbind(1)
         if len(point):
-            effort = Effort(Refinement(chunk_size), cuts=cuts)
-            known = _searched(problem, ranges, known, ((point, entry), budget), effort)
+            known = _searched(problem, ranges, known, ((point, entry), budget), replace(effort, cuts=cuts))
     return known
 
 
@@ -88,7 +111,12 @@ def _searched(
         torch.where(sign > 0, known.attained.upper[point, entry], -known.attained.lower[point, entry]),
         rows.problem.region.box.lower.clone(),
     )
-    return _with(known, (point, entry), sign, spend(rows, start, limits, points, effort))
+    found = spend(rows, start, limits, points, effort)
+    known = _with(known, (point, entry), sign, found)
+    if found.evidence is None:
+        return known
+    places = (point.cpu().numpy(), entry.cpu().numpy(), sign.cpu().numpy())
+    return replace(known, searched=(*known.searched, Searched(*places, found.evidence)))
 
 
 def sought(problem: Problem, x: Tensor) -> Tensor:
@@ -137,4 +165,4 @@ def _with(known: Slopes, index: tuple[Tensor, Tensor], sign: Tensor, found: Brac
     lower[index] = torch.where(up, lower[index], torch.maximum(lower[index], -found.upper))
     largest[index] = torch.where(up, torch.maximum(largest[index], found.lower), largest[index])
     least[index] = torch.where(up, least[index], torch.minimum(least[index], -found.lower))
-    return Slopes(Interval(lower, upper), Interval(least, largest))
+    return replace(known, certified=Interval(lower, upper), attained=Interval(least, largest))

@@ -101,6 +101,7 @@ def promote(**options: Any) -> int:
 @click.argument("target", metavar="ATTESTATION_OR_MODEL_URI")
 @click.option("--policy", type=_POLICY, help="Policy that has to have been passed; without it, any policy will do.")
 @click.option("--allow-unsigned", is_flag=True, help="Say 0 although no signature could be checked, if all else holds.")
+@click.option("--recheck-certificates", is_flag=True, help="Prove every bound again, with the independent checker.")
 @_trusted_keys
 @_revoked
 @_tracking_uri

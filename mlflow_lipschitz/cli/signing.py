@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ class VerifyRequest:
     target: str
     policy: Path | None = None
     allow_unsigned: bool = False
+    recheck_certificates: bool = False
     trusted_keys: tuple[Path, ...] = ()
     revoked: tuple[Path, ...] = ()
     tracking_uri: str | None = None
@@ -39,6 +40,10 @@ def verify(request: VerifyRequest) -> int:
     trust = trust_from(TrustSources(request.trusted_keys, request.revoked))
     wanted = load_policy(request.policy) if request.policy else None
     with examined(Subject(request.target, request.tracking_uri), trust, wanted) as found:
+        if request.recheck_certificates:
+            from mlflow_lipschitz.cli.rechecking import recheck_findings
+
+            found = replace(found, findings=(*found.findings, *recheck_findings(found)))
         show_findings(found.findings)
         holds = verified(found, allow_unsigned=request.allow_unsigned)
         signed = found.signature is not None and bool(found.signature.verified_by)

@@ -77,6 +77,12 @@ def fused_normalization(builder: GraphBuilder, x: int, factor: int) -> FusedNorm
     return FusedNormalization(x, total.op.axes, size.scale, size.shift)
 
 
+def is_mean_of(builder: GraphBuilder, mean: int, x: int) -> bool:
+    """Whether a node is a mean, or some multiple of a sum, of entries of x: x minus that is how normalizations begin."""
+    total = builder.node(_line(builder, mean, copies=True).index)
+    return isinstance(total.op, Sum) and total.inputs[0] == x
+
+
 def _broadcasts(shape: Shape, kept: Shape) -> bool:
     """Whether a factor of this shape has its entries where the sum, its axes kept, has them."""
     return (1,) * (len(kept) - len(shape)) + shape == kept

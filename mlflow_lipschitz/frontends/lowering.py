@@ -49,6 +49,7 @@ from mlflow_lipschitz.frontends.preparation import (
 from mlflow_lipschitz.frontends.quantization import Quantized, handed_on
 from mlflow_lipschitz.frontends.remedies import REMEDIES
 from mlflow_lipschitz.frontends.row_independence import LoweredModel, require_independent_rows
+from mlflow_lipschitz.frontends.served_steps import JOINED, unserved_reason
 
 Row = Callable[[Call], "Value | tuple[Value | None, ...]"]
 
@@ -98,7 +99,8 @@ def lower(model: onnx.ModelProto, output: str | int | None = None) -> Graph:
 
     Returns:
         A graph from the sample shape to a vector of outputs (an output of another shape is flattened), whose
-        `output_names` are `logit[i]` when the ONNX output is called logit or logits, and `output[i]` otherwise.
+        `output_names` are `logit[i]` when the ONNX output is called logit or logits, and `output[i]` otherwise. Where it joins
+        what a served program computes step by step, `served` is the graph of those steps.
 
     Raises:
         UnsupportedOperator: naming the node, its origin in the user's model, the reason and a remedy; also where a row of
@@ -109,20 +111,46 @@ def lower(model: onnx.ModelProto, output: str | int | None = None) -> Graph:
     model = prepared(model, TABLE)
     source, name = model_input(model), output_name(model, output)
     if source.batch in (None, 1):
-        return _lowered(model, source, name, 1)
+        return _with_served_steps(model, source, name, 1)
     try:
-        return _lowered(model, source, name, 1)
+        return _with_served_steps(model, source, name, 1)
     except UnsupportedOperator:  # the length of the batch may stand in the model: then all its rows are computed
-        return _lowered(model, source, name, source.batch)
+        return _with_served_steps(model, source, name, source.batch)
+
+
+def _with_served_steps(model: onnx.ModelProto, source: ModelInput, output: str, rows: int) -> Graph:
+    """The graph, and beside it the one that joins nothing, unless it would say as little about the served program's rounding."""
+    graph = _lowered(model, source, output, rows)
+    if {node.unserved for node in graph.nodes} - {""} != {JOINED}:
+        return graph
+    builder, one_row = _started(source)
+    start = _batch(builder, source, one_row, rows)
+    try:
+        values = lower_values(model, output, source, builder, start, as_served=True)
+    except (
+        UnsupportedOperator
+    ):  # what is only known of the joined steps, that a value is always a number, is no reason to refuse
+        return graph
+    return replace(graph, served=_finished(builder, values[output], output, rows))
+
+
+def _started(source: ModelInput) -> tuple[GraphBuilder, int]:
+    """A graph with its input, and the node of the input as a batch of one row."""
+    builder = GraphBuilder()
+    sample = builder.add(Input(source.shape), name=source.name)
+    return builder, builder.add(Reshape((1, *source.shape)), sample, name=source.name)
+
+
+def _batch(builder: GraphBuilder, source: ModelInput, one_row: int, rows: int) -> Variable:
+    """The model's input: one row, or equal rows."""
+    whole = (rows, *source.shape)
+    return Variable(one_row if rows == 1 else builder.add(Expand(whole), one_row, name=source.name), whole)
 
 
 def _lowered(model: onnx.ModelProto, source: ModelInput, output: str, rows: int) -> Graph:
     """The graph of a sample, as a batch of one row or of equal rows, and the proof that it is that of every row of a batch."""
-    builder = GraphBuilder()
-    sample = builder.add(Input(source.shape), name=source.name)
-    one_row = builder.add(Reshape((1, *source.shape)), sample, name=source.name)
-    whole = (rows, *source.shape)
-    start = Variable(one_row if rows == 1 else builder.add(Expand(whole), one_row, name=source.name), whole)
+    builder, one_row = _started(source)
+    start = _batch(builder, source, one_row, rows)
     values = lower_values(model, output, source, builder, start)
     graph = _finished(builder, values[output], output, rows)
     if source.batch != 1:
@@ -133,9 +161,17 @@ def _lowered(model: onnx.ModelProto, source: ModelInput, output: str, rows: int)
 
 
 def lower_values(
-    model: onnx.ModelProto, output: str, source: ModelInput, builder: GraphBuilder, start: Variable
+    model: onnx.ModelProto,
+    output: str,
+    source: ModelInput,
+    builder: GraphBuilder,
+    start: Variable,
+    *,
+    as_served: bool = False,
 ) -> dict[str, Value]:
     """What the names that `output` needs stand for when the model's input is `start`, (rows, *sample shape).
+
+    With `as_served`, nothing is joined that a served program computes step by step.
 
     Raises:
         UnsupportedOperator: a node cannot be lowered, or the output does not depend on the input.
@@ -147,7 +183,7 @@ def lower_values(
         if is_decided(node, values):
             continue
         inputs = tuple(_read(values, name, node) if name else None for name in node.input)
-        call = Call(node, inputs, builder, consumers, opset_of(model), source.floats)
+        call = Call(node, inputs, builder, consumers, opset_of(model), source.floats, as_served)
         outputs = zip(node.output, lower_node(call), strict=False)
         values.update((name, value) for name, value in outputs if value is not None)
     result = values.get(output)
@@ -217,7 +253,10 @@ def _lowered_node(call: Call) -> tuple[Value | None, ...]:
     integers = any(isinstance(value, Quantized) for value in call.inputs)
     if integers and (_domain(node), node.op_type) not in _OF_INTEGERS:
         return handed_on(call, row)
+    before = len(call.builder)
     result = row(call)
+    if reason := unserved_reason(node, call.attribute("mode", "nearest")):
+        call.builder.mark_unserved(range(before, len(call.builder)), reason)
     return result if isinstance(result, tuple) else (result,)
 
 

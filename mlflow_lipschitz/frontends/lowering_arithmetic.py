@@ -11,8 +11,9 @@ import numpy as np
 
 from mlflow_lipschitz.engine.ir import building
 from mlflow_lipschitz.engine.ir.ops import Elementwise
-from mlflow_lipschitz.frontends.fusions import exponential_behind, fused_normalization
+from mlflow_lipschitz.frontends.fusions import exponential_behind, fused_normalization, is_mean_of
 from mlflow_lipschitz.frontends.lowering_context import MASK_REMEDY, Call, Value, Variable, node_name
+from mlflow_lipschitz.frontends.served_steps import OWN_FORMULA, VARIANCE
 from mlflow_lipschitz.frontends.values import split_mask
 
 MINUS = np.array(-1.0)
@@ -57,7 +58,10 @@ def _masked(call: Call, x: Variable, *masks: np.ndarray | None) -> Variable:
 def lower_sub(call: Call) -> Variable:
     a, b = _operands(call)
     if isinstance(b, Variable):
-        return call.subtract(a, b) if isinstance(a, Variable) else call.scale_shift(b, MINUS, a)
+        if not isinstance(a, Variable):
+            return call.scale_shift(b, MINUS, a)
+        difference = call.subtract(a, b)
+        return call.unserved(difference, VARIANCE) if is_mean_of(call.builder, b.index, a.index) else difference
     return add(call, a, np.asarray(-b))
 
 
@@ -71,12 +75,12 @@ def lower_mul(call: Call) -> Variable:
 def _product(call: Call, a: Variable, b: Variable) -> Variable:
     """a · b; a normalization that is written out is one, whose value and derivative have ranges of their own."""
     found = fused_normalization(call.builder, a.index, b.index) or fused_normalization(call.builder, b.index, a.index)
-    if found is None or a.masked is not None or b.masked is not None:
+    if found is None or a.masked is not None or b.masked is not None or call.as_served:
         return call.multiply(a, b)
     index, _ = building.normalized(
         call.builder, found.x, found.axes, factor=found.factor, epsilon=found.epsilon, name=node_name(call.node)
     )
-    return Variable(index, call.builder.shape(index))
+    return call.joined(Variable(index, call.builder.shape(index)))
 
 
 def _scaled(call: Call, x: Variable, factor: np.ndarray) -> Variable:
@@ -102,14 +106,16 @@ def lower_div(call: Call) -> Variable:
 
 def reciprocal(call: Call, x: Variable) -> Variable:
     """1 / x; of a root it is x ** (-1/2), of 1 + exp(y) the sigmoid of -y: one curve, which is tighter than several."""
+    if call.as_served:
+        return call.curve("reciprocal", x)
     exponent = exponential_behind(call.builder, x.index)
     if exponent is not None:
         y = Variable(exponent, call.builder.shape(exponent))
-        return call.curve("sigmoid", call.scale_shift(y, MINUS, None))
+        return call.joined(call.curve("sigmoid", call.scale_shift(y, MINUS, None)))
     producer = call.builder.node(x.index)
     if isinstance(producer.op, Elementwise) and producer.op.curve == "sqrt":
         (source,) = producer.inputs
-        return call.curve("power", Variable(source, call.builder.shape(source)), 1.0, -0.5)
+        return call.joined(call.curve("power", Variable(source, call.builder.shape(source)), 1.0, -0.5))
     return call.curve("reciprocal", x)
 
 
@@ -143,10 +149,11 @@ def power(call: Call, x: Variable, exponent: float) -> Variable:
 
 def _exponential(call: Call, base: Value, exponent: Variable) -> Variable:
     if isinstance(base, Variable):
-        return call.curve("exp", call.multiply(call.curve("log", base), exponent))
+        return call.unserved(call.curve("exp", call.multiply(call.curve("log", base), exponent)), OWN_FORMULA)
     if np.any(base <= 0):
         call.refuse("it raises a number that is not positive to a variable power", "raise positive numbers only")
-    return call.curve("exp", call.scale_shift(exponent, np.asarray(np.log(base.astype(np.float64))), None))
+    rate = np.asarray(np.log(base.astype(np.float64)))
+    return call.unserved(call.curve("exp", call.scale_shift(exponent, rate, None)), OWN_FORMULA)
 
 
 def lower_sum(call: Call) -> Variable:

@@ -76,13 +76,15 @@ def lower_swish(call: Call) -> Variable:
 def lower_log(call: Call) -> Variable:
     """log(x); of 1 + exp(y) it is the softplus of y, of the sigmoid of y minus the softplus of -y."""
     x = call.variable()
+    if call.as_served:
+        return call.curve("log", x)
     exponent = exponential_behind(call.builder, x.index)
     if exponent is not None:
-        return call.curve("softplus", Variable(exponent, call.builder.shape(exponent)))
+        return call.joined(call.curve("softplus", Variable(exponent, call.builder.shape(exponent))))
     producer = call.builder.node(x.index)
     if isinstance(producer.op, Elementwise) and producer.op.curve == "sigmoid":
         minus = call.scale_shift(Variable(producer.inputs[0], x.shape), np.array(-1.0), None)
-        return call.scale_shift(call.curve("softplus", minus), np.array(-1.0), None)
+        return call.scale_shift(call.joined(call.curve("softplus", minus)), np.array(-1.0), None)
     return call.curve("log", x)
 
 

@@ -35,11 +35,14 @@ def lower_batch_normalization(call: Call) -> Variable:
     if len(x.shape) < 2 or np.any(denominator <= 0):
         call.refuse("its running variance plus epsilon is not positive, or it has no channel axis")
     scale = gamma / np.sqrt(denominator)
+    if call.as_served:
+        centered_x = call.emit(ScaleShift(None, _per_channel(-mean, x)), x)
+        return call.emit(ScaleShift(_per_channel(scale, x), _per_channel(beta, x)), centered_x)
     shift = beta - mean * scale
     folded = _into_producer(call, x, scale, shift) if call.read_only_here() else None
     if folded is not None:
-        return folded
-    return call.emit(ScaleShift(_per_channel(scale, x), _per_channel(shift, x)), x)
+        return call.joined(folded)
+    return call.joined(call.emit(ScaleShift(_per_channel(scale, x), _per_channel(shift, x)), x))
 
 
 def _into_producer(call: Call, x: Variable, scale: np.ndarray, shift: np.ndarray) -> Variable | None:
@@ -92,6 +95,29 @@ def by_root_mean_square(call: Call, x: Variable, axes: Sequence[int], epsilon: f
     return over_its_size(call, x, axes, 1.0 / math.prod(x.shape[a] for a in axes), epsilon)
 
 
+def by_own_statistics(call: Call, x: Variable, axes: Sequence[int], epsilon: float) -> tuple[Variable, Variable]:
+    """(x − mean) · r and r = (variance + ε)^(−1/2) over `axes`, r of length 1 along them."""
+    if call.as_served:
+        return _by_either_variance(call, x, axes, epsilon)
+    y, r = by_root_mean_square(call, centered(call, x, axes), axes, epsilon)
+    return call.joined(y), call.joined(r)
+
+
+def _by_either_variance(call: Call, x: Variable, axes: Sequence[int], epsilon: float) -> tuple[Variable, Variable]:
+    """The same, its variance being the larger of E (x − E x)² and E x² − (E x)², which are one number.
+
+    Runtimes compute the one or the other. The larger of two values is as far off as the worse of them, so that what is said of its
+    rounding holds for both.
+    """
+    middle = mean(call, x, axes)
+    difference = call.subtract(x, middle)
+    in_two_passes = mean(call, call.curve("square", difference), axes)
+    in_one_pass = call.subtract(mean(call, call.curve("square", x), axes), call.curve("square", middle))
+    size = call.scale_shift(call.maximum(in_one_pass, in_two_passes), None, np.array(epsilon))
+    r = call.curve("power", size, 1.0, -0.5)
+    return call.multiply(difference, call.expand(r, x.shape)), r
+
+
 def _scaled(call: Call, x: Variable, scale: Value | None, shift: Value | None) -> Variable:
     """scale · x + shift, where either may be absent, constant or variable. Refuses what would grow x."""
     for value in (scale, shift):
@@ -111,7 +137,7 @@ def _inner_axes(call: Call, x: Variable) -> tuple[int, ...]:
 def lower_layer_normalization(call: Call) -> tuple[Variable | None, ...]:
     x = call.variable()
     axes = _inner_axes(call, x)
-    y, deviation = by_root_mean_square(call, centered(call, x, axes), axes, call.real("epsilon", 1e-5))
+    y, deviation = by_own_statistics(call, x, axes, call.real("epsilon", 1e-5))
     wanted = [*call.node.output, "", ""]
     return _scaled(call, y, call.input(1), call.input(2)), mean(call, x, axes) if wanted[1] else None, deviation
 
@@ -127,7 +153,7 @@ def lower_instance_normalization(call: Call) -> Variable:
     axes = tuple(range(2, len(x.shape)))
     if not axes:
         call.refuse(f"a tensor of shape {x.shape} has no axes to normalize over")
-    y, _ = by_root_mean_square(call, centered(call, x, axes), axes, call.real("epsilon", 1e-5))
+    y, _ = by_own_statistics(call, x, axes, call.real("epsilon", 1e-5))
     scale, shift = call.constant(1, "the scale"), call.constant(2, "the bias")
     return _scaled(call, y, _per_channel(scale, x), _per_channel(shift, x))
 
@@ -139,7 +165,7 @@ def lower_group_normalization(call: Call) -> Variable:
     if len(x.shape) < 2 or groups < 1 or x.shape[1] % groups:
         call.refuse(f"a tensor of shape {x.shape} has no {groups} groups of channels")
     grouped = call.reshape(x, (x.shape[0], groups, math.prod(x.shape[1:]) // groups))
-    y, _ = by_root_mean_square(call, centered(call, grouped, (2,)), (2,), call.real("epsilon", 1e-5))
+    y, _ = by_own_statistics(call, grouped, (2,), call.real("epsilon", 1e-5))
     scale, shift = call.constant(1, "the scale"), call.constant(2, "the bias")
     entries = x.shape[1] if call.opset >= 21 else groups
     if scale.shape != (entries,) or shift.shape != (entries,):

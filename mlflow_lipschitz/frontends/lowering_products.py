@@ -36,9 +36,11 @@ def lower_gemm(call: Call) -> Value:
     full = (left.shape[0], right.shape[0])
     if addend is not None and call.broadcast(addend.shape, full) != full:
         call.refuse(f"its addend of shape {addend.shape} does not fit a product of shape {full}")
-    if isinstance(left, Variable) and not isinstance(right, Variable):
+    plain = alpha == beta == 1.0
+    if isinstance(left, Variable) and not isinstance(right, Variable) and (plain or not call.as_served):
         weight = right if alpha == 1.0 else alpha * right
-        return _affine(call, left, weight, addend, beta)
+        result = _affine(call, left, weight, addend, beta)
+        return call.joined(result) if isinstance(result, Variable) and not plain else result
     product = contract(call, left, right)
     return _plus(call, _times(call, product, alpha), None if addend is None else _times(call, addend, beta))
 

@@ -28,12 +28,12 @@ def before_curve(call: Call, largest: Callable[[Variable], Variable]) -> Variabl
     x = call.variable()
     producer = call.builder.node(x.index)
     curve = producer.op
-    if not isinstance(curve, Elementwise) or x.masked is not None or not call.read_only_here():
+    if not isinstance(curve, Elementwise) or x.masked is not None or not call.read_only_here() or call.as_served:
         return largest(x)
     if not (curve.curve == "clip" or (curve.curve in RISING and min(curve.parameters, default=0.0) >= 0)):
         return largest(x)
     (source,) = producer.inputs
-    return call.emit(curve, largest(Variable(source, call.builder.shape(source))))
+    return call.joined(call.emit(curve, largest(Variable(source, call.builder.shape(source)))))
 
 
 def negative(call: Call, x: Variable) -> Variable:

@@ -92,10 +92,9 @@ def average_pool(call: Call, x: Variable) -> Variable:
     along = pool_tracks(call, spatial)
     weight, divisor = np.ones((1, 1, *(track.kernel for track in along))), _divisor(call, along)
     uniform = bool(np.all(divisor == divisor.flat[0]))
-    if uniform:
-        weight = weight / divisor.flat[0]
-    pooled = _channel_sums(call, x, weight, along)
-    return pooled if uniform else call.emit(ScaleShift(1.0 / divisor), pooled)
+    if uniform and not call.as_served:
+        return call.joined(_channel_sums(call, x, weight / divisor.flat[0], along))
+    return call.emit(ScaleShift(np.asarray(1.0 / divisor)), _channel_sums(call, x, weight, along))
 
 
 def _channel_sums(call: Call, x: Variable, weight: np.ndarray, along: Sequence[Track]) -> Variable:

@@ -96,7 +96,8 @@ def _radius(check: RadiusAtLeast, table: BoundsTable, _: Observed) -> Finding:
     radius = table.columns["radius"]
     seen = table.columns.get("radius_upper", np.full(len(table), INF))
     rows = _Rows(radius >= check.min, seen < check.min, radius, -radius)
-    return _by_rows(table, rows, check.mostly, check.min, f"at least {check.min:g}")
+    served = "radius_arithmetic" in table.columns
+    return _by_rows(table, rows, check.mostly, check.min, f"at least {check.min:g}{' as served' * served}")
 
 
 def _sensitivity(check: SensitivityAtMost, table: BoundsTable, _: Observed) -> Finding:

@@ -26,7 +26,9 @@ _TEXTS: Mapping[str, tuple[str, str, str, str]] = {
         "weight decay, spectral normalization or a gradient penalty, or scale the output.",
     ),
     "radius_at_least": (
-        "For the rows counted by `mostly`, no perturbation smaller than `min` changes the decision.",
+        "For the rows counted by `mostly`, no perturbation smaller than `min` changes the decision: that of the exact "
+        "function of the stored weights, or with engine.arithmetic deployed-float32 that of the program that evaluates it in "
+        "float32.",
         "It does not say that the decision is right, and not that a perturbation just above the radius changes it: the "
         "certified radius is a lower bound of the true one. 0 means that nothing was proved.",
         "The unit and norm of perturbation.radius.",

@@ -11,6 +11,7 @@ or a bound that contradicts itself is an `AuditError` at construction. `status` 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,13 +44,15 @@ _FEATURE_RANGES: Mapping[str, tuple[float, float]] = {
     "sensitivity_lower": (0.0, _FINITE),
 }
 # Counterexamples, where the engine looked for them: the distance at which a decision was seen to change (+inf: never),
-# and the smallest and largest derivative met in the region (+inf, -inf: not looked for).
-_OPTIONAL_RANGES: Mapping[str, tuple[float, float]] = {"radius_upper": (0.0, INF)}
+# and the smallest and largest derivative met in the region (+inf, -inf: not looked for). `served_error`, where radii are about the
+# served program: how far its outputs may be from the exact ones within the radius.
+_OPTIONAL_RANGES: Mapping[str, tuple[float, float]] = {"radius_upper": (0.0, INF), "served_error": (0.0, INF)}
 _OPTIONAL_FEATURE_RANGES: Mapping[str, tuple[float, float]] = {
     "slope_min": (-_FINITE, INF),
     "slope_max": (-INF, _FINITE),
 }
-_TEXT = ("point_id", "status", "method")
+_TEXT = ("point_id", "status", "method", "radius_arithmetic")
+_OPTIONAL_TEXT = ("radius_arithmetic",)  # whose decisions radii are about; `real` where it is not said
 
 BASE_COLUMNS = (
     "point_id",
@@ -85,7 +88,8 @@ class BoundsTable:
         """Check and copy `columns`.
 
         Besides the contract's columns, `radius_upper`, `slope_min:<feature>` and `slope_max:<feature>` may be given:
-        what a search for counterexamples met. They can only turn "undecided" into "violated".
+        what a search for counterexamples met. They can only turn "undecided" into "violated". `radius_arithmetic` and
+        `served_error` say that radii are about the served program.
 
         Args:
             feature_names: unique names, one triple of columns each.
@@ -135,6 +139,15 @@ class BoundsTable:
         names = [name.removeprefix("monotone:") for name in columns if name.startswith("monotone:")]
         return cls.from_columns(names, columns)
 
+    def bounds_digest(self) -> str:
+        """SHA-256 of every column but `seconds`, bit for bit: two audits that found the same have the same digest."""
+        digest = hashlib.sha256()
+        for name, values in self.columns.items():
+            if name != "seconds":
+                held = repr(values.tolist()).encode() if values.dtype == object else values.tobytes()
+                digest.update(f"{name} {values.dtype} {len(held)} ".encode() + held)
+        return digest.hexdigest()
+
     def proved_monotone(self, feature: str, direction: str) -> np.ndarray:
         """(points,) bool: where the output is proved to move in `direction` only. A constant moves in both."""
         wanted = 1 if direction == "increasing" else -1
@@ -170,7 +183,8 @@ class BoundsTable:
 def ordered_columns(feature_names: Sequence[str], present: Mapping[str, Any]) -> tuple[str, ...]:
     """The contract's column order: base columns, then feature by feature, then what is optional and present."""
     required = [*BASE_COLUMNS, *(f"{kind}:{name}" for name in feature_names for kind in _FEATURE_RANGES)]
-    optional = [*_OPTIONAL_RANGES, *(f"{kind}:{name}" for name in feature_names for kind in _OPTIONAL_FEATURE_RANGES)]
+    optional = [*_OPTIONAL_TEXT, *_OPTIONAL_RANGES]
+    optional += [f"{kind}:{name}" for name in feature_names for kind in _OPTIONAL_FEATURE_RANGES]
     return (*required, *(name for name in optional if name in present))
 
 

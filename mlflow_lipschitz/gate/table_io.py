@@ -74,7 +74,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     names, rows = content["columns"], content["data"]
     if len(set(names)) != len(names) or any(len(row) != len(names) for row in rows):
         raise ValueError("columns and rows do not fit together")
-    text = ("point_id", "status", "method")
+    text = ("point_id", "status", "method", "radius_arithmetic")
     return {
         name: [row[i] if name in text else _INFINITIES.get(row[i], row[i]) for row in rows]
         for i, name in enumerate(names)

@@ -28,7 +28,15 @@ if TYPE_CHECKING:
     from mlflow_lipschitz.registry.store import ModelReference
 
 ARTIFACTS = (
-    *("report.html", "summary.md", "points.parquet", "points.json", "certificates.npz", "certificates.json"),
+    *(
+        "report.html",
+        "summary.md",
+        "points.parquet",
+        "points.json",
+        "certificates.npz",
+        "certificates.json",
+        "graph.npz",
+    ),
     *("suite.json", "validation.json", "policy.yaml", "attestation.json", "junit.xml", "audit.sarif"),
 )
 SECTION_START = "<!-- mlflow-lipschitz:start -->"

@@ -85,13 +85,15 @@ _FIRST = "Audit and promote a first version under a policy without no_regression
 def _differences(vouched: VouchedAudit, policy: AuditPolicy, rows: AuditedRows) -> list[str]:
     """What the baseline's audit asked differently, by the names of the policy file."""
     theirs = vouched.policy
-    asked = {
+    asked: dict[str, tuple[Any, Any]] = {
         "model.output": (theirs.model.output, policy.model.output),
         "inputs.domain": (dict(theirs.inputs.domain), dict(policy.inputs.domain)),
         "inputs.immutable": (set(theirs.inputs.immutable), set(policy.inputs.immutable)),
         "perturbation": (theirs.perturbation, policy.perturbation),
         "rows": (vouched.attestation.predicate.get("rows"), rows_digest(rows)),
     }
+    if any(isinstance(check, NoRegression) and check.metric.startswith("radius") for check in policy.checks):
+        asked["engine.arithmetic"] = (theirs.engine.arithmetic, policy.engine.arithmetic)
     return [name for name, (their, our) in asked.items() if their != our]
 
 

@@ -10,17 +10,19 @@ import hashlib
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mlflow_lipschitz.certificates.io import read_arrays, write_arrays
+from mlflow_lipschitz.certificates.io import EVIDENCE, EVIDENCE_FILE, read_arrays, write_arrays, write_evidence
 from mlflow_lipschitz.certificates.schema import Counterexample
 from mlflow_lipschitz.certify import certified_radius, certify_lipschitz, certify_monotonicity, find_violation
+from mlflow_lipschitz.certify.monotonicity import MonotonicityCertificate
 from mlflow_lipschitz.engine.ir.graph import Graph
 from mlflow_lipschitz.engine.propagation.interpreter import evaluate
+from mlflow_lipschitz.pipeline.proving import Found, proved_again
 from mlflow_lipschitz.pipeline.question import Question
 from mlflow_lipschitz.rows import AuditedRows
 
@@ -57,7 +59,8 @@ def measure(
 ) -> Arrays:
     """All bounds of all rows; every array has the rows as its first axis.
 
-    Finished chunks are kept in `directory`/chunks and removed when all rows are done.
+    Finished chunks are kept in `directory`/chunks and removed when all rows are done. What leads a second program to the same
+    bounds is in `directory`/evidence.npz then.
     """
     folder = directory / "chunks"
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,10 +73,11 @@ def measure(
             part = rows.take(np.arange(start, min(start + options.chunk_size, len(rows))))
             arrays = _measure_chunk(graph, part, question, options.device)
             write_arrays(path, {**arrays, "key": np.array(key)})
-        done.append(arrays)
+        done.append({name: values for name, values in arrays.items() if not name.startswith(EVIDENCE)})
         start += len(arrays["lipschitz_upper"])
         if progress:
             progress(start, len(rows), float(np.median(np.concatenate([gap_of(a) for a in done]))))
+    _gather_evidence(folder, directory / EVIDENCE_FILE)
     merged = {name: np.concatenate([arrays[name] for arrays in done]) for name in done[0]}
     _remove_chunks(folder)
     return merged
@@ -90,22 +94,33 @@ def gap_of(arrays: Arrays) -> np.ndarray:
 def _measure_chunk(graph: Graph, rows: AuditedRows, question: Question, device: str) -> Arrays:
     started = time.perf_counter()
     points, region = rows.points, question.region(rows.points)
-    objective: dict[str, Any] = {"outputs": question.output, "budget": question.budget}
+    objective: dict[str, Any] = {"outputs": question.output, "budget": question.budget, "evidence": True}
+    decided: Arrays = {}
+    if question.output == "margin" or question.max_radius is not None:
+        decided["labels"] = _decisions(graph, points)
     if question.output == "margin":
-        objective["labels"] = _decisions(graph, points)
+        objective["labels"] = decided["labels"]
     bound = certify_lipschitz(
         graph, points, region, norm=question.norm, feature_scale=question.unit, device=device, **objective
     )
+    derivatives, signs = _derivatives(graph, points, region, question, device)
     arrays = {
         "lipschitz_upper": bound.upper.max(axis=1),
         "lipschitz_lower": bound.lower.max(axis=1),
         "method": np.full(len(points), bound.method),
-        **_derivatives(graph, points, region, question, device),
+        **derivatives,
+        **decided,
         **_radii(graph, points, question, device),
         **_violations(graph, points, region, question),
     }
+    certified = time.perf_counter()
+    found = Found(arrays, bound.evidence)
+    if signs is not None:
+        found = replace(found, derivative=signs.evidence, searched=signs.searched)
+    arrays, evidence = proved_again(graph, points, question, found)
+    arrays["recheck_seconds"] = np.full(len(points), (time.perf_counter() - certified) / len(points))
     arrays["seconds"] = np.full(len(points), (time.perf_counter() - started) / len(points))
-    return arrays
+    return arrays | {f"{EVIDENCE}{name}": values for name, values in evidence.items()}
 
 
 def _decisions(graph: Graph, points: np.ndarray) -> np.ndarray:
@@ -115,7 +130,10 @@ def _decisions(graph: Graph, points: np.ndarray) -> np.ndarray:
     return decided.numpy()
 
 
-def _derivatives(graph: Graph, points: np.ndarray, region: Any, question: Question, device: str) -> Arrays:
+def _derivatives(
+    graph: Graph, points: np.ndarray, region: Any, question: Question, device: str
+) -> tuple[Arrays, MonotonicityCertificate | None]:
+    """Bounds of all derivatives, and the certificate they are from."""
     if question.output == "margin":
         unknown = np.full(points.shape, np.inf)
         sign = np.zeros(points.shape, dtype=np.int8)
@@ -125,10 +143,17 @@ def _derivatives(graph: Graph, points: np.ndarray, region: Any, question: Questi
             "slope_min": unknown,
             "slope_max": -unknown,
             "sign": sign,
-        }
+        }, None
     features = sorted({asked.feature for asked in question.monotone})
     found = certify_monotonicity(
-        graph, points, region, output=question.output, features=features, budget=question.sign_budget, device=device
+        graph,
+        points,
+        region,
+        output=question.output,
+        features=features,
+        budget=question.sign_budget,
+        device=device,
+        evidence=True,
     )
     return {
         "derivative_lower": found.lower,
@@ -136,7 +161,7 @@ def _derivatives(graph: Graph, points: np.ndarray, region: Any, question: Questi
         "slope_min": found.attained_lower,
         "slope_max": found.attained_upper,
         "sign": found.sign,
-    }
+    }, found
 
 
 def _violations(graph: Graph, points: np.ndarray, region: Any, question: Question) -> Arrays:
@@ -164,9 +189,11 @@ def _radii(graph: Graph, points: np.ndarray, question: Question, device: str) ->
         max_radius=question.max_radius,
         feature_scale=question.unit,
         domain=question.domain,
+        arithmetic=question.arithmetic,
         device=device,
     )
-    return {"radius": found.radius, "margin": found.margin}
+    served = {} if found.served_error is None else {"served_error": found.served_error}
+    return {"radius": found.radius, "margin": found.margin, **served}
 
 
 def counterexamples(rows: AuditedRows, question: Question, arrays: Arrays) -> tuple[Counterexample, ...]:
@@ -188,6 +215,15 @@ def counterexamples(rows: AuditedRows, question: Question, arrays: Arrays) -> tu
                 )
             )
     return tuple(found)
+
+
+def _gather_evidence(folder: Path, goal: Path) -> None:
+    """One archive of all chunks' evidence, chunk by chunk: memory holds one."""
+    goal.unlink(missing_ok=True)
+    for path in sorted(folder.glob("*.npz")):
+        arrays = read_arrays(path)
+        evidence = {name[len(EVIDENCE) :]: values for name, values in arrays.items() if name.startswith(EVIDENCE)}
+        write_evidence(goal, int(path.stem), evidence or {"none": np.zeros(0)})
 
 
 def _remove_chunks(folder: Path) -> None:

@@ -8,12 +8,13 @@ units.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from mlflow_lipschitz.certify.budget import Budget
+from mlflow_lipschitz.certify.deployed import REAL
 from mlflow_lipschitz.engine.domains.region import Box, LpBall
 from mlflow_lipschitz.errors import InvalidData, PolicyError, PolicyIssue
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 MAX_FEATURE_COLUMNS = 64
 """Up to this many features each get columns in the bounds table; wider models only those a check names."""
+
+NO_LIMIT_S = 1e9
+"""Seconds a row that stand for no limit of time, where a search is limited by its parts."""
 
 _LARGER_RADIUS = 4.0
 
@@ -52,6 +56,7 @@ class Question:
         sign_budget: likewise for the signs that monotone checks ask for.
         max_radius: how far, in units, a certified radius is looked for; None when no decision is judged. The decision is the
             largest output, or the sign of a single one.
+        arithmetic: whose decisions: `real` or `deployed-float32`, see certify/deployed.py.
     """
 
     output: int | Literal["margin"]
@@ -65,6 +70,7 @@ class Question:
     max_radius: float | None
     budget: Budget | None = None
     sign_budget: Budget | None = None
+    arithmetic: str = REAL
 
     @property
     def radius(self) -> np.ndarray:
@@ -112,6 +118,7 @@ def question_of(policy: AuditPolicy, rows: AuditedRows, output_names: Sequence[s
         max_radius=max([size, *radii]) * _LARGER_RADIUS if output == "margin" or radii else None,
         budget=_budget(policy),
         sign_budget=_sign_budget(policy),
+        arithmetic=policy.engine.arithmetic,
     )
 
 
@@ -119,17 +126,23 @@ def _budget(policy: AuditPolicy) -> Budget | None:
     """Work on a bound ends where the one limit is decided; a comparison with the baseline asks for the number itself."""
     limits = [c.max for c in policy.checks if c.type == "lipschitz_at_most"]
     compared = any(c.type == "no_regression" and c.metric.startswith("lipschitz") for c in policy.checks)
-    seconds = policy.engine.budget_per_point_s
-    if seconds is None or not (limits or compared):
+    work = _work(policy)
+    if work is None or not (limits or compared):
         return None
     limit = limits[0] if len(limits) == 1 and not compared else None
-    return Budget(seconds, policy.engine.target_gap, limit)
+    return replace(work, target_gap=policy.engine.target_gap, threshold=limit)
 
 
 def _sign_budget(policy: AuditPolicy) -> Budget | None:
-    seconds = policy.engine.budget_per_point_s
-    asked = any(c.type == "monotone" for c in policy.checks)
-    return None if seconds is None or not asked else Budget(seconds)
+    return _work(policy) if any(c.type == "monotone" for c in policy.checks) else None
+
+
+def _work(policy: AuditPolicy) -> Budget | None:
+    """What one search may cost a row; None: there is none."""
+    seconds, parts = policy.engine.budget_per_point_s, policy.engine.parts_per_point
+    if seconds is None and parts is None:
+        return None
+    return Budget(NO_LIMIT_S if seconds is None else seconds, parts_per_point=parts)
 
 
 def _unit(policy: AuditPolicy, rows: AuditedRows) -> tuple[np.ndarray, float]:

@@ -34,6 +34,9 @@ def table_columns(rows: AuditedRows, question: Question, arrays: Arrays) -> tupl
         "seconds": arrays["seconds"],
         "method": arrays["method"].tolist(),
     }
+    if "served_error" in arrays:
+        columns["served_error"] = np.where(failed, np.inf, arrays["served_error"])
+        columns["radius_arithmetic"] = [question.arithmetic] * len(rows)
     for index in question.columns:
         columns |= _feature_columns(rows.feature_names[index], index, question, arrays, failed)
     return tuple(rows.feature_names[i] for i in question.columns), columns

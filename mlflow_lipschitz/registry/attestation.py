@@ -139,6 +139,7 @@ def make_attestation(
         "graph": evidence.graph,
         "rows": evidence.rows,
         "arithmetic": "real",
+        "arithmetic_of": {"lipschitz": "real", "derivatives": "real", "radius": policy.engine.arithmetic},
         "engine": {"name": "mlflow-lipschitz", "version": _version("mlflow-lipschitz"), "method": evidence.method},
         "packages": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "created": _text(created),

@@ -32,6 +32,8 @@ def summary_markdown(content: ReportContent) -> str:
     lines += [f"- {_cell(example.check_id)}: {_cell(example)}" for example in content.leading_examples(_SHOWN_EXAMPLES)]
     if len(content.counterexamples) > _SHOWN_EXAMPLES:
         lines.append(f"- … and {len(content.counterexamples) - _SHOWN_EXAMPLES} more counterexamples in report.html")
+    if "arithmetic" in content.facts:
+        lines += ["", f"Arithmetic: {_cell(content.facts['arithmetic'])}."]
     lines += [
         "",
         f"Policy: `{_code(content.policy)}`",

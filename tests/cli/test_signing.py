@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
+from mlflow_lipschitz.certificates.io import CERTIFICATES, GRAPH, NUMBERS, read_arrays, sha256_of, write_arrays
 from mlflow_lipschitz.registry import tags
 from tests.cli.conftest import Answer
 from tests.registry.keyring import key, private_file, public_file, revocation_list
@@ -238,3 +239,36 @@ def test_what_was_never_audited_is_not_verified(command: Command, uri: str, publ
     junk = command("verify", tmp_path / "junk.json", "--trusted-key", public)
     assert junk.code == 1
     assert "\x1b[2J" not in junk.out
+
+
+def test_verify_proves_every_bound_again(command: Command, audited: str, public: Path, tmp_path: Path) -> None:
+    for target in (audited, tmp_path / "out"):
+        answer = command("verify", target, "--trusted-key", public, "--recheck-certificates")
+        assert answer.code == 0, answer.out
+        assert "lipschitz_upper: 8 points proved again" in answer.out
+
+
+def test_a_bound_that_does_not_follow_is_not_verified(
+    command: Command, audited: str, public: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    arrays = read_arrays(folder / NUMBERS)
+    arrays["lipschitz_upper"] = arrays["lipschitz_upper"] * 0.99
+    write_arrays(folder / NUMBERS, arrays)
+    described = json.loads((folder / CERTIFICATES).read_text())
+    described["files"][NUMBERS] = sha256_of(folder / NUMBERS)
+    (folder / CERTIFICATES).write_text(json.dumps(described))
+    answer = command("verify", folder, "--trusted-key", public, "--recheck-certificates")
+    assert answer.code == 1
+    refused = [line for line in answer.out.splitlines() if line.startswith("FAIL")]
+    assert any("lipschitz_upper is claimed to be" in line for line in refused)
+    assert any("has changed" in line for line in refused), "the attestation knows the file's digest"
+
+
+def test_certificates_that_cannot_be_checked_fail(command: Command, audited: str, public: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / GRAPH).unlink()
+    answer = command("verify", tmp_path / "out", "--trusted-key", public, "--recheck-certificates")
+    assert answer.code == 1 and "cannot be checked" in answer.out
+    alone = tmp_path / "alone.json"
+    shutil.copy(tmp_path / "out" / "attestation.json", alone)
+    assert command("verify", alone, "--trusted-key", public, "--recheck-certificates").code == 1

@@ -49,7 +49,7 @@ def test_it_is_an_in_toto_statement_about_every_file(pulled: PulledModel) -> Non
     assert set(files) == {f.path for f in pulled.manifest.files}
     predicate = statement["predicate"]
     assert predicate["policy"]["digest"] == load_policy(POLICY).digest
-    assert predicate["arithmetic"] == "real"
+    assert predicate["arithmetic"] == "real" == predicate["arithmetic_of"]["radius"]
     assert predicate["signature"] == "none"
     assert predicate["packages"]["mlflow"] == mlflow.__version__
 

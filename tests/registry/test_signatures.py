@@ -45,12 +45,9 @@ def test_the_example_is_made_by_this_package() -> None:
 
 
 def test_no_bit_can_be_flipped() -> None:
-    """Every bit of keys, types, key id and signature; in the payload, whose bytes all mean the same here, one in each byte."""
-    start = EXAMPLE.index(b'"payload":"') + len(b'"payload":"')
-    inside = range(start, EXAMPLE.index(b'"', start))
     survivors = []
     for position in range(len(EXAMPLE)):
-        for bit in [position % 8] if position in inside else range(8):
+        for bit in range(8):
             content = bytearray(EXAMPLE)
             content[position] ^= 1 << bit
             if counts(bytes(content)):

@@ -7,7 +7,8 @@ add. A graph has one `Input` (the audited point), one output, and, after differe
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,12 +21,17 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Node:
-    """One application of an op. `inputs` are indices into `Graph.nodes`; `name` is the node's name in the user's model."""
+    """One application of an op. `inputs` are indices into `Graph.nodes`; `name` is the node's name in the user's model.
+
+    `unserved` says why a served program may compute the node in other steps than this one, where it may: of the function it says
+    nothing, of rounding errors everything.
+    """
 
     op: Op
     inputs: tuple[int, ...]
     shape: Shape
     name: str = ""
+    unserved: str = ""
 
 
 @dataclass(frozen=True)
@@ -33,11 +39,14 @@ class Graph:
     """A model as nodes in topological order.
 
     `output` is the index of the output node. `output_names` has one name per entry of a vector output, or is empty.
+    `served` is the same function in the steps that a served program takes, where this graph joins some of them; a graph that is
+    derived from this one is given none.
     """
 
     nodes: tuple[Node, ...]
     output: int
     output_names: tuple[str, ...] = ()
+    served: Graph | None = field(default=None, compare=False, repr=False)
 
     @property
     def input(self) -> int:
@@ -69,10 +78,13 @@ class Graph:
 
     def with_output(self, output: int) -> Graph:
         """The same graph with another node as its output, without the nodes that output does not need."""
-        return _pruned(replace(self, output=output, output_names=()))
+        return _pruned(replace(self, output=output, output_names=(), served=None))
 
     def content_hash(self) -> str:
-        """SHA-256 over every op, constant and edge: two graphs with one hash compute the same function."""
+        """SHA-256 over every op, constant and edge: two graphs with one hash compute the same function.
+
+        Names, and what is known of the served program's steps, do not count.
+        """
         digest = hashlib.sha256()
         for node in self.nodes:
             digest.update(repr((type(node.op).__name__, node.inputs, node.shape)).encode())
@@ -93,8 +105,17 @@ class GraphBuilder:
         self._nodes.append(Node(op, inputs, tuple(int(n) for n in shape), name))
         return len(self._nodes) - 1
 
+    def __len__(self) -> int:
+        return len(self._nodes)
+
     def node(self, index: int) -> Node:
         return self._nodes[index]
+
+    def mark_unserved(self, indices: Iterable[int], reason: str) -> None:
+        """Say of nodes, where nothing is said yet, why a served program may compute them in other steps."""
+        for index in indices:
+            if not self._nodes[index].unserved:
+                self._nodes[index] = replace(self._nodes[index], unserved=reason)
 
     def index_of(self, node: Node) -> int:
         """Index of this very node."""
@@ -106,6 +127,10 @@ class GraphBuilder:
     def build(self, output: int, output_names: tuple[str, ...] = ()) -> Graph:
         """Freeze. Nodes the output does not need are dropped (the `Input` always stays)."""
         return _pruned(Graph(tuple(self._nodes), output, output_names))
+
+    def whole(self, output: int) -> Graph:
+        """Freeze with every node, so that indices stay what they are."""
+        return Graph(tuple(self._nodes), output)
 
 
 def _pruned(graph: Graph) -> Graph:
@@ -121,12 +146,12 @@ def _pruned(graph: Graph) -> Graph:
 
 
 def _hash_op(digest: Any, op: Op) -> None:
-    for field in fields(op):
-        value = getattr(op, field.name)
-        digest.update(field.name.encode())
+    for part in fields(op):
+        value = getattr(op, part.name)
+        digest.update(part.name.encode())
         if isinstance(value, np.ndarray):
             digest.update(repr(value.shape).encode() + np.ascontiguousarray(value).tobytes())
-        elif field.name == "inner" and isinstance(op, Adjoint):
+        elif part.name == "inner" and isinstance(op, Adjoint):
             digest.update(type(value).__name__.encode())
             _hash_op(digest, value)
         else:

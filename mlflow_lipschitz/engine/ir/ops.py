@@ -251,6 +251,7 @@ class Concat(Op):
     axis: int
 
     def output_shape(self, *shapes: Shape) -> Shape:
+        require(bool(shapes) and 0 <= self.axis < len(shapes[0]), f"Concat of {shapes} on axis {self.axis}")
         first = shapes[0]
         for shape in shapes[1:]:
             same = all(a == b for i, (a, b) in enumerate(zip(first, shape, strict=True)) if i != self.axis)

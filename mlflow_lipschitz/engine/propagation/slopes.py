@@ -29,30 +29,45 @@ Weights = Mapping[int, tuple[Tensor, Tensor]]
 
 def optimized_upper_bounds(
     problem: Problem, bounds: Sequence[NodeBounds], target: int, coeffs: Tensor, *, steps: int
-) -> Tensor:
+) -> tuple[Tensor, Sequence[NodeBounds]]:
     """As `upper_bounds`, the best of `steps` settings of the planes around products; one pass when there are none.
 
     Signed steps, each half as long as the one before.
+
+    Returns:
+        the bounds, and those of the nodes with the planes that led to the first row's.
     """
     families = families_of(problem.graph, bounds, only=ops.Multiply)
     if not families or steps == 0:
-        return upper_bounds(problem, bounds, target, coeffs)
+        return upper_bounds(problem, bounds, target, coeffs), bounds
     best: Tensor | None = None
     leaves = [
         torch.full_like(weight, _START).requires_grad_() for family in families.values() for weight in family.start
     ]
     chosen = dict(zip(families, zip(leaves[::2], leaves[1::2], strict=True), strict=True))
+    kept = [leaf.detach().clone() for leaf in leaves]
     for step in range(steps):
         last = step == steps - 1
         with torch.set_grad_enabled(not last):
             bound = upper_bounds(problem, relaxed(problem.graph, bounds, families, chosen), target, coeffs)
+        if best is not None:
+            better = (bound.detach() < best)[..., 0]
+            kept = [_where(better, leaf.detach(), old) for leaf, old in zip(leaves, kept, strict=True)]
         best = bound.detach() if best is None else torch.minimum(best, bound.detach())
         if last or not bound.requires_grad:  # a target that no free slope reaches has nothing to gain
             break
         bound.backward(torch.ones_like(bound))  # points and objectives share no slopes, so their sum separates
         _improve(leaves, _RATE / 2**step)
     assert best is not None
-    return best
+    pairs = dict(zip(families, zip(kept[::2], kept[1::2], strict=True), strict=True))
+    return best, relaxed(problem.graph, bounds, families, pairs)
+
+
+def _where(better: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """(points, objectives) choice between weights (points, objectives or 1, *shape)."""
+    if new.shape[1] == 1:
+        better = better.all(1, keepdim=True)
+    return torch.where(better.reshape(*better.shape, *(1,) * (new.dim() - 2)), new, old)
 
 
 def families_of(

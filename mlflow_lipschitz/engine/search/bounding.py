@@ -41,6 +41,7 @@ class Effort:
     Attributes:
         refinement: linear forms in flight.
         steps: gradient steps spent on multipliers.
+        keep: whether to keep the parts that were not cut any further, as evidence.
         cuts: `ranges`, cuts are made through values inside the network and every range behind them is made anew: best where what is
             maximised is a Jacobian. `multipliers`, they are, and weigh in by multipliers alone: cheap, and best for values.
             `region`, cuts are made through the region.
@@ -49,6 +50,7 @@ class Effort:
     refinement: Refinement
     steps: int = 5
     cuts: Literal["ranges", "multipliers", "region"] = "ranges"
+    keep: bool = False
 
 
 def affordable(rows: Rows, layout: Layout, effort: Effort) -> int:

@@ -31,14 +31,15 @@ class Frontier:
         places = number.reshape(0, cuts)
         return Frontier(index, Splits.none(0, device), number, index, places, index.to(torch.bool))
 
-    def joined(self, other: Frontier) -> Frontier:
+    def joined(self, *others: Frontier) -> Frontier:
+        every = (self, *others)
         return Frontier(
-            torch.cat([self.owner, other.owner]),
-            Splits.joined([self.splits, other.splits]),
-            torch.cat([self.upper, other.upper]),
-            torch.cat([self.entry, other.entry]),
-            torch.cat([self.places, other.places]),
-            torch.cat([self.open, other.open]),
+            torch.cat([part.owner for part in every]),
+            Splits.joined([part.splits for part in every]),
+            torch.cat([part.upper for part in every]),
+            torch.cat([part.entry for part in every]),
+            torch.cat([part.places for part in every]),
+            torch.cat([part.open for part in every]),
         )
 
     def select(self, index: Tensor) -> Frontier:

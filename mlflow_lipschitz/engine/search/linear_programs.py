@@ -44,14 +44,26 @@ class _Lines:
 
 def settled(problem: Problem, bounds: Sequence[NodeBounds], held: dict[int, Condition]) -> Contradictions:
     """As `feasibility.contradictions`, exact where all curves are lines; the corner is the point that keeps most distance."""
-    box = problem.region.box
+    found = contradicting(problem, bounds, held)
+    if found is None:
+        corner = problem.region.box.lower
+        return Contradictions(torch.zeros(problem.region.points, dtype=torch.bool, device=problem.device), corner)
+    point, betas = found
+    bound = concretize(problem, charged_form(problem, bounds, held, betas))[:, 0, 0]
+    return Contradictions(bound < 0, point)
+
+
+def contradicting(
+    problem: Problem, bounds: Sequence[NodeBounds], held: dict[int, Condition]
+) -> tuple[Tensor, dict[int, Tensor]] | None:
+    """The point (parts, *input shape) that keeps most distance from the conditions, and multipliers, per node, which show that
+    there is none, where there is none; None where the solver says nothing."""
     chosen = {index: _chosen(condition) for index, condition in held.items()}
     solved = _most_distant(_lines(problem, bounds, held, chosen))
     if solved is None:
-        return Contradictions(torch.zeros(problem.region.points, dtype=torch.bool, device=problem.device), box.lower)
+        return None
     unit, duals = (values.to(problem.device) for values in solved)
-    bound = concretize(problem, charged_form(problem, bounds, held, _betas(held, chosen, duals)))[:, 0, 0]
-    return Contradictions(bound < 0, _point(problem, unit))
+    return _point(problem, unit), _betas(held, chosen, duals)
 
 
 def extreme(

@@ -61,6 +61,20 @@ def promises(layout: Layout, bounds: Sequence[NodeBounds], sensitivity: Sensitiv
     return torch.where(inside, gain.nan_to_num(0.0, 0.0, 0.0), 0.0), place
 
 
+def widest_bend(layout: Layout, bounds: Sequence[NodeBounds]) -> tuple[Tensor, Tensor, Tensor]:
+    """Per part the entry of the layout whose range reaches farthest to both sides of where a curve bends: how far (0 for none),
+    which entry, and where."""
+    graph = layout.graph
+    places = {i: _place(graph, i, bounds[i].interval) for i in layout.nodes}
+    reach = {}
+    for i in layout.nodes:
+        z = bounds[i].interval
+        both = torch.minimum(z.upper - places[i], places[i] - z.lower)
+        reach[i] = torch.where(_is_bent(graph, i, z), both, 0.0).clamp(min=0.0)
+    most, entry = layout.flat(reach).max(1)
+    return most, entry, layout.flat(places).gather(1, entry[:, None])
+
+
 def _room(planes: Relaxation, inputs: Sequence[Interval]) -> Tensor:
     """The distance of the two planes in the middle of the inputs' ranges."""
     room = planes.upper_offset.detach() - planes.lower_offset.detach()

@@ -43,12 +43,16 @@ class Limits:
 
 @dataclass(frozen=True)
 class Found:
-    """Per row: the certified `upper` bound, the largest value `lower` seen, where (rows, *input shape), how many parts."""
+    """Per row: the certified `upper` bound, the largest value `lower` seen, where (rows, *input shape), how many parts.
+
+    `leaves` are the parts that cover the regions, if they were to be kept.
+    """
 
     upper: Tensor
     lower: Tensor
     at: Tensor
     parts: int
+    leaves: Frontier | None = None
 
 
 def search(
@@ -73,12 +77,11 @@ def search(
     batch = min(limits.batch, affordable(rows, layout, effort))
     if batch == 0 or not layout.nodes:  # too large to be cut, or affine: one pass was exact
         return Found(upper, lower, at, 0)
-    deadline = time.monotonic() + limits.seconds
+    deadline, cuts = time.monotonic() + limits.seconds, PIECES - 1 if layout.region else 1
     settled = torch.full_like(upper, -torch.inf)  # the largest bound among parts that need no further cut
     owner, inherited = torch.arange(len(upper), device=upper.device), upper
-    splits = Splits.none(len(upper), upper.device)
-    cuts = PIECES - 1 if layout.region else 1
-    frontier, counts = Frontier.empty(upper.device, cuts), torch.zeros_like(upper, dtype=torch.int64)
+    splits, counts = Splits.none(len(upper), upper.device), torch.zeros_like(upper, dtype=torch.int64)
+    frontier, leaves = Frontier.empty(upper.device, cuts), []
     while True:
         for piece in torch.arange(len(owner), device=upper.device).split(2 * batch):
             who, which = owner[piece], splits.select(piece)
@@ -90,6 +93,7 @@ def search(
         counts.index_add_(0, owner, torch.ones_like(owner))
         decided = _decided(frontier, lower, limits) | (counts[frontier.owner] >= limits.parts)
         settled = settled.scatter_reduce(0, frontier.owner[decided], frontier.upper[decided], "amax")
+        leaves += [frontier.select(decided.nonzero()[:, 0])] if effort.keep else []
         frontier = frontier.select((~decided).nonzero()[:, 0])
         over = time.monotonic() >= deadline or len(frontier.owner) >= _MOST_PARTS or limits.stop()
         if len(frontier.owner) == 0 or over:
@@ -98,7 +102,8 @@ def search(
         owner, inherited = chosen.owner.repeat(cuts + 1), chosen.upper.repeat(cuts + 1)
         splits = chosen.splits.cut(chosen.entry, chosen.places)
     remaining = settled.scatter_reduce(0, frontier.owner, frontier.upper, "amax")
-    return Found(torch.maximum(torch.minimum(upper, remaining), lower), lower, at, int(counts.sum()))
+    kept = frontier.joined(*leaves) if effort.keep else None
+    return Found(torch.maximum(torch.minimum(upper, remaining), lower), lower, at, int(counts.sum()), kept)
 
 
 def _settled(

@@ -67,6 +67,14 @@ class Layout:
         ends = list(itertools.accumulate(self.sizes))
         return sorted({self.nodes[bisect.bisect_right(ends, entry)] for entry in cut if entry >= 0})
 
+    def located(self, entry: int) -> tuple[int, int]:
+        """The graph node of an entry, and its number among that node's own. Raises IndexError when there is no such entry."""
+        for node, size in zip(self.nodes, self.sizes, strict=True):
+            if entry < size:
+                return node, entry
+            entry -= size
+        raise IndexError("the layout has no such entry")
+
     def flat(self, values: Mapping[int, Tensor]) -> Tensor:
         """(parts, all entries) of tensors (parts, 1, *shape) per node."""
         return torch.cat([values[i].flatten(1) for i in self.nodes], 1)

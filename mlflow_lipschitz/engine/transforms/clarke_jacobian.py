@@ -19,19 +19,37 @@ def clarke_jacobian(graph: Graph) -> Graph:
     Raises:
         UnsupportedOperator: a node on the way has no derivative rule.
     """
+    builder, gradients = _differentiated(graph)
+    if graph.input not in gradients:  # the output does not depend on the input: its Jacobian is zero
+        zero = ops.ScaleShift(scale=ops.frozen_array(np.zeros(())))
+        gradients[graph.input] = builder.add(zero, graph.input)
+    return builder.build(gradients[graph.input])
+
+
+def node_derivatives(graph: Graph) -> tuple[Graph, dict[int, int]]:
+    """The graph with all its nodes, its derivatives appended; and per node the output depends on, the node of its derivative.
+
+    The derivative of a node is that of c · output by the node's value, what comes before the node left as it is.
+
+    Raises:
+        UnsupportedOperator: a node on the way has no derivative rule.
+    """
+    builder, gradients = _differentiated(graph)
+    return builder.whole(len(builder) - 1), gradients
+
+
+def _differentiated(graph: Graph) -> tuple[GraphBuilder, dict[int, int]]:
+    """The nodes of all derivatives appended, and per node which one is its own."""
     builder = _Differentiating(graph)
     gradients = {graph.output: builder.add(ops.Cotangent(graph.output_shape))}
     for index in range(graph.output, -1, -1):
         node = graph.nodes[index]
         if index not in gradients or isinstance(node.op, SOURCES):
             continue
-        for source, gradient in rule_for(node.op, node.name).vjp(builder, node, gradients.pop(index)):
+        for source, gradient in rule_for(node.op, node.name).vjp(builder, node, gradients[index]):
             known = gradients.get(source)
             gradients[source] = gradient if known is None else builder.add(ops.Add(), known, gradient)
-    if graph.input not in gradients:  # the output does not depend on the input: its Jacobian is zero
-        zero = ops.ScaleShift(scale=ops.frozen_array(np.zeros(())))
-        gradients[graph.input] = builder.add(zero, graph.input)
-    return builder.build(gradients[graph.input])
+    return builder, gradients
 
 
 class _Differentiating(GraphBuilder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 
 import numpy as np
 
@@ -21,9 +22,15 @@ def flat_output(graph: Graph) -> Graph:
 
 
 def gradient_graph(graph: Graph, feature_scale: np.ndarray | None = None) -> Graph:
-    """Jᵀc as a vector; entry i is multiplied by feature_scale[i] (a gradient per unit of that scale)."""
+    """Jᵀc as a vector; entry i is multiplied by feature_scale[i] (a gradient per unit of that scale).
+
+    Of a graph with a constant that is infinite or no number, nothing is known of the gradient either.
+    """
     jacobian = clarke_jacobian(flat_output(graph))
     builder, gradient = GraphBuilder(jacobian), jacobian.output
+    if not all(_is_finite(node.op) for node in graph.nodes):
+        # A bias drops out of the derivative, but what has no value has none.
+        gradient = builder.add(ops.ScaleShift(scale=ops.frozen_array(np.nan)), gradient)
     if feature_scale is not None:
         scale = np.broadcast_to(np.asarray(feature_scale, dtype=np.float64), graph.input_shape)
         gradient = builder.add(ops.ScaleShift(scale=ops.frozen_array(scale)), gradient)
@@ -42,3 +49,10 @@ def signed_entry(gradient: Graph, index: int, sign: float) -> Graph:
     builder = GraphBuilder(gradient)
     entry = builder.add(ops.Select(0, (index,)), gradient.output)
     return builder.build(builder.add(ops.ScaleShift(scale=ops.frozen_array(sign)), entry))
+
+
+def _is_finite(op: ops.Op) -> bool:
+    """Whether all of an op's constants are numbers; a curve's parameters may be infinite, as the ends of a clip."""
+    held = [getattr(op, field.name) for field in fields(op) if field.name != "parameters"]
+    inner = all(_is_finite(value) for value in held if isinstance(value, ops.Op))
+    return inner and all(bool(np.isfinite(value).all()) for value in held if isinstance(value, (np.ndarray, float)))
