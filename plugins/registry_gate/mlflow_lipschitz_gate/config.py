@@ -26,6 +26,12 @@ _ALIAS = re.compile(r"[\w\-]+")
 Text = Annotated[str, Field(min_length=1, strict=True)]
 
 
+def _simple_pattern(value: str) -> str:
+    if "[" in value or "]" in value:
+        raise ValueError(f"{value!r}: patterns know * and ? only")
+    return value
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -55,8 +61,8 @@ class Protect(_Part):
     @field_validator("names")
     @classmethod
     def _no_sets(cls, values: tuple[str, ...]) -> tuple[str, ...]:
-        if bad := [value for value in values if "[" in value or "]" in value]:
-            raise ValueError(f"{bad[0]!r}: patterns know * and ? only")
+        for value in values:
+            _simple_pattern(value)
         return values
 
     @model_validator(mode="after")
@@ -79,6 +85,11 @@ class RequiredPolicy(_Part):
     name: Text | None = None
     min_version: Annotated[int, Field(ge=0, strict=True)] | None = None
     digests: tuple[Text, ...] | None = None
+
+    @field_validator("models")
+    @classmethod
+    def _no_sets(cls, value: str) -> str:
+        return _simple_pattern(value)
 
     @field_validator("digests")
     @classmethod
@@ -115,6 +126,7 @@ class GateFile(_Part):
     revoked: tuple[Text, ...] = ()
     max_age_days: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     override: Override | None = None
+    artifact_stores: tuple[Text, ...] = ()
     limits: Limits = Limits()
 
 

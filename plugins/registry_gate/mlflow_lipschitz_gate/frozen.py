@@ -7,7 +7,7 @@ import os
 import posixpath
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -15,9 +15,8 @@ import sqlalchemy
 from mlflow.entities.model_registry.model_version_stages import STAGE_DELETED_INTERNAL
 from mlflow.exceptions import MlflowException
 from mlflow.server import handlers
-from mlflow.server.constants import ARTIFACTS_DESTINATION_ENV_VAR
+from mlflow.server.constants import ARTIFACT_ROOT_ENV_VAR, ARTIFACTS_DESTINATION_ENV_VAR
 from mlflow.store.model_registry.dbmodels.models import SqlModelVersion
-from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
@@ -61,12 +60,38 @@ def _plain(path: str) -> str:
     return path
 
 
-class FrozenPlaces:
-    """The places of all registered versions, read anew when a version was registered, here or on another machine."""
+def store_roots(more: Sequence[str]) -> frozenset[Key]:
+    """The stores this server guards: the one it keeps artifacts in, the one it serves, and `more`, which are URIs."""
+    roots = [*more]
+    if own := os.environ.get(ARTIFACT_ROOT_ENV_VAR):
+        roots.append(own)
+    if handlers._is_serving_proxied_artifacts():
+        roots.append("mlflow-artifacts:/")
+    return frozenset(key_of(root) for root in roots)
 
-    def __init__(self, generation: Generation) -> None:
+
+def is_inside(uri: str, more: Sequence[str]) -> bool:
+    """Whether `uri` lies in one of these stores, and is not one of them as a whole."""
+    return any(above in store_roots(more) for above in list(_upwards(key_of(uri)))[1:])
+
+
+class FrozenPlaces:
+    """The places of all registered versions, read anew when a version was registered, here or on another machine.
+
+    Args:
+        generation: what changes at each registration.
+        stores: URIs of stores beside the server's own. A store as a whole is no place of a version: whoever registers one
+            would stop everybody's uploads.
+        look_again: called with the name of each registered model whose files were changed by a write that began before
+            they were frozen.
+    """
+
+    def __init__(
+        self, generation: Generation, stores: Sequence[str] = (), look_again: Callable[[str], None] | None = None
+    ) -> None:
         self._lock = threading.Lock()
         self._generation = generation
+        self._stores, self._look_again = tuple(stores), look_again
         self._as_of: tuple[bytes, float] = b"", float("-inf")
         self._seen: Any = None
         self._keys: dict[str, Key] = {}
@@ -74,11 +99,7 @@ class FrozenPlaces:
 
     def refuse_write(self, root: str, path: str, action: str) -> None:
         """Raise MlflowException (403) when writing or deleting `path` in the repository at `root` touches such a place."""
-        places, above = self._current()
-        if not places:
-            return
-        target = key_of_path(root, path)
-        if target not in above and not any(parent in places for parent in _upwards(target)):
+        if not self._touched(root, path):
             return
         raise denied(
             f"{action} {path or root}",
@@ -86,6 +107,35 @@ class FrozenPlaces:
             "Log the model anew, register that, and audit it: mlflow-lipschitz audit models:/NAME/VERSION --policy "
             "POLICY.yaml --data ROWS --sign-key KEY.pem\nthen: mlflow-lipschitz promote models:/NAME/VERSION --alias ALIAS",
         )
+
+    def after_write(self, root: str, path: str, action: str) -> None:
+        """To be called when a write is done: a slow one may have ended after its place was frozen and looked at.
+
+        Every protected place that a version of these files holds is looked at again. Raises MlflowException (403) then.
+        """
+        if not (touched := self._touched(root, path)):
+            return
+        for name in sorted(self._names_at(touched)):
+            if self._look_again is not None:
+                self._look_again(name)
+        self.refuse_write(root, path, action)
+
+    def _touched(self, root: str, path: str) -> set[Key]:
+        places, above = self._current()
+        if not places:
+            return set()
+        target = key_of_path(root, path)
+        if target in above:
+            return {place for place in places if place.startswith(target + "/")}
+        return {parent for parent in _upwards(target) if parent in places}
+
+    def _names_at(self, places: set[Key]) -> set[str]:
+        store: Any = handlers._get_model_registry_store()
+        with store.ManagedSessionMaker(read_only=False) as session:
+            rows = session.query(SqlModelVersion.name, SqlModelVersion.storage_location, SqlModelVersion.source).filter(
+                SqlModelVersion.current_stage != STAGE_DELETED_INTERNAL
+            )
+            return {name for name, location, source in rows if key_of(location or source or "") in places}
 
     @property
     def is_fresh(self) -> bool:
@@ -106,11 +156,9 @@ class FrozenPlaces:
 
     def _read(self) -> tuple[frozenset[Key], frozenset[Key]]:
         try:
-            store = handlers._get_model_registry_store()
+            store: Any = handlers._get_model_registry_store()
         except UnsupportedModelRegistryStoreURIException:
             return frozenset(), frozenset()  # a server without a registry has no registered versions
-        if not isinstance(store, SqlAlchemyStore):
-            return _with_folders(key_of(uri) for uri in _locations(store))
         with store.ManagedSessionMaker(read_only=False) as session:
             created = SqlModelVersion.creation_time
             alive = SqlModelVersion.current_stage != STAGE_DELETED_INTERNAL
@@ -124,7 +172,8 @@ class FrozenPlaces:
         uris = {location or source for location, source in rows if location or source}
         self._keys = {uri: self._keys.get(uri) or key_of(uri) for uri in uris}
         self._seen = seen
-        return _with_folders(self._keys.values())
+        whole = {above for root in store_roots(self._stores) for above in _upwards(root)}
+        return _with_folders(key for key in self._keys.values() if key not in whole)
 
 
 def _with_folders(places: Iterable[Key]) -> tuple[frozenset[Key], frozenset[Key]]:
@@ -137,9 +186,3 @@ def _upwards(place: Key) -> Iterator[Key]:
     while place:
         yield place
         place = place.rpartition("/")[0]
-
-
-def _locations(store: Any) -> Iterable[str]:
-    for model in store.search_registered_models():
-        for version in store.search_model_versions(f"name='{model.name}'"):
-            yield store.get_model_version_download_uri(version.name, version.version)

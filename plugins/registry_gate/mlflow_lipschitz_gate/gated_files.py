@@ -94,7 +94,9 @@ def _checked(method: Callable[..., Any], folder: str, file: str) -> Callable[...
         # Some repositories keep only the last part of a relative name, others all of it.
         for target in {posixpath.basename(name), "" if posixpath.isabs(name) else name} - {"" if name else None}:
             self.lipschitz_frozen.refuse_write(self.artifact_uri, posixpath.join(path, target), action)
-        return method(self, *args, **kwargs)
+        done = method(self, *args, **kwargs)
+        self.lipschitz_frozen.after_write(self.artifact_uri, posixpath.join(path, posixpath.basename(name)), action)
+        return done
 
     return checked
 
@@ -108,6 +110,8 @@ def _checked_stream(method: Callable[..., None]) -> Callable[..., None]:
 
         ask()
         method(self, _Watched(stream, ask), artifact_file_name, artifact_path)
+        name = posixpath.join(artifact_path or "", artifact_file_name)
+        self.lipschitz_frozen.after_write(self.artifact_uri, name, "to write")
 
     return checked
 
@@ -121,21 +125,26 @@ def _checked_async_stream(method: Callable[..., Any]) -> Callable[..., Any]:
             name = posixpath.join(artifact_path or "", artifact_file_name)
             self.lipschitz_frozen.refuse_write(self.artifact_uri, name, "to write")
 
-        async def asked() -> None:
+        def ask_after() -> None:
+            name = posixpath.join(artifact_path or "", artifact_file_name)
+            self.lipschitz_frozen.after_write(self.artifact_uri, name, "to write")
+
+        async def asked(question: Callable[[], None]) -> None:
             # A look at the database must not hold up the event loop; a look at memory need not leave it.
             if self.lipschitz_frozen.is_fresh:
-                ask()
+                question()
             else:
-                await asyncio.to_thread(ask)
+                await asyncio.to_thread(question)
 
         async def watched() -> AsyncIterator[bytes]:
             async for chunk in chunks:
                 yield chunk
             # The version may have been registered while the bytes were coming in.
-            await asked()
+            await asked(ask)
 
-        await asked()
+        await asked(ask)
         await method(self, watched(), artifact_file_name, artifact_path)
+        await asked(ask_after)
 
     return checked
 

@@ -7,17 +7,21 @@ from functools import wraps
 from typing import Any
 
 from mlflow.entities.model_registry import ModelVersion, ModelVersionTag, RegisteredModel
+from mlflow.entities.model_registry.model_version_stages import STAGE_DELETED_INTERNAL
 from mlflow.exceptions import MlflowException
 from mlflow.store.model_registry.abstract_store import AbstractStore
-from mlflow.store.model_registry.dbmodels.models import SqlModelVersionTag
+from mlflow.store.model_registry.dbmodels.models import SqlModelVersion, SqlModelVersionTag
 from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 
 from mlflow_lipschitz_gate.config import GateConfig
 from mlflow_lipschitz_gate.doors import (
     COPY_MARK,
     MARK,
+    Mark,
     alias_door,
+    close_unvouched,
     finish_interrupted,
+    marked_now,
     passing,
     stage_door,
     unmark,
@@ -27,6 +31,12 @@ from mlflow_lipschitz_gate.names import canonical_stage
 from mlflow_lipschitz_gate.overrides import override_reason, record_override
 from mlflow_lipschitz_gate.refusals import audit_and_promote, denied
 from mlflow_lipschitz_gate.verification import Subject, problems_with, subject_of
+
+_DATABASES = ("sqlite", "postgresql")
+_OTHER_STORE = (
+    "Start the server with a SQLite or PostgreSQL --backend-store-uri and no read replica, "
+    "then: mlflow-lipschitz promote models:/NAME/VERSION --alias ALIAS"
+)
 
 
 class GatedStore:
@@ -49,7 +59,7 @@ class GatedStore:
             raise denied(f"the alias {alias!r} on {name}", reasons, remedy)
         if not aliases.same(alias):
             return plain.set_registered_model_alias(name, alias, version)
-        number = _number(version)
+        name, number = self._as_stored(name, version)
         door = alias_door(self, self.lipschitz_gate, name, alias, number)
         return passing(self, self.lipschitz_gate, door, lambda: plain.set_registered_model_alias(name, alias, number))
 
@@ -61,7 +71,7 @@ class GatedStore:
         protected = canonical_stage(stage, self.lipschitz_gate.file.protect.stages)
         if protected is None:
             return plain.transition_model_version_stage(name, version, stage, archive_existing_versions)
-        number = _number(version)
+        name, number = self._as_stored(name, version)
         door = stage_door(self, self.lipschitz_gate, name, protected, number)
         return passing(
             self,
@@ -91,10 +101,13 @@ class GatedStore:
             record_override(config, what, reason)
             return create(tags)
         _demand_source(self, config, name, source)
-        made = create([*tags, ModelVersionTag(COPY_MARK, "1")])
-        if reasons := problems_with(subject_of(self, name, str(made.version)), config, name):
+        made = create([*tags, ModelVersionTag(COPY_MARK, marked_now())])
+        try:
+            if reasons := problems_with(subject_of(self, name, str(made.version)), config, name):
+                raise denied(what, reasons, audit_and_promote(source, f"--to {name}"))
+        except BaseException:
             plain.delete_model_version(name, made.version)
-            raise denied(what, reasons, audit_and_promote(source, f"--to {name}"))
+            raise
         unmark(self, name, str(made.version), COPY_MARK)
         return self.get_model_version(name, made.version)  # type: ignore[attr-defined]
 
@@ -113,7 +126,20 @@ class GatedStore:
             if not (reason := override_reason()):
                 raise denied(what, reasons, remedy)
             record_override(config, what, reason)
-        return self.plain.rename_registered_model(name, new_name)
+            return self.plain.rename_registered_model(name, new_name)
+        renamed = self.plain.rename_registered_model(name, new_name)
+        # A promotion may have come in between the question and the answer, and its attestation is for the old name.
+        if closed := close_unvouched(self, config, new_name):
+            remedy = audit_and_promote(f"models:/{new_name}/VERSION", "--alias ALIAS")
+            raise denied(
+                f"what {name} got while it was renamed to {new_name}", [f"took back {c}" for c in closed], remedy
+            )
+        return renamed
+
+    def _as_stored(self, name: str, version: str) -> tuple[str, str]:
+        """Name and version as the database spells them: it may take ` 1`, `01` or `١` for 1."""
+        found = self.get_model_version(name, version)  # type: ignore[attr-defined]
+        return found.name, str(found.version)
 
     def set_model_version_tag(self, name: str, version: str, tag: ModelVersionTag) -> None:
         """As the store does; the gate's own marks are nobody else's to set, since a start acts on them."""
@@ -129,6 +155,8 @@ class GatedStore:
 def gated(store: AbstractStore, config: GateConfig, generation: Generation) -> AbstractStore:
     """Put the gate into `store`, and finish what a killed server left half open. The same object comes back."""
     if not isinstance(store, GatedStore):
+        if problem := store_problem(store):
+            raise denied("every request", [problem], _OTHER_STORE)
         kind = type(store)
         store.lipschitz_gate, store.lipschitz_generation = config, generation
         store.__class__ = type(f"Gated{kind.__name__}", (GatedStore, kind), {})
@@ -148,17 +176,24 @@ def gated_builder(
     return build_gated
 
 
-def _marks(store: AbstractStore) -> list[tuple[str, str, str]]:
-    if isinstance(store, SqlAlchemyStore):
-        with store.ManagedSessionMaker(read_only=False) as session:
-            key = SqlModelVersionTag.key
-            rows = session.query(SqlModelVersionTag).filter(key.startswith(MARK, autoescape=True)).all()
-            return [(row.name, str(row.version), row.key) for row in rows]
-    found = []
-    for model in store.search_registered_models():
-        for version in store.search_model_versions(f"name='{model.name}'"):
-            found += [(version.name, str(version.version), key) for key in version.tags if key.startswith(MARK)]
-    return found
+def store_problem(store: AbstractStore) -> str | None:
+    """Why the gate would not hold in front of this store; None when it does."""
+    if not isinstance(store, SqlAlchemyStore) or store.db_type not in _DATABASES:
+        # Others compare names without case, accents or spaces at the end: two spellings, one row.
+        kind = getattr(store, "db_type", type(store).__name__)
+        return f"the registry is in {kind}, and this gate was tried with SQLite and PostgreSQL only"
+    if store.read_engine is not None:
+        return "the registry is read from a replica, which may be behind what was just written"
+    return None
+
+
+def _marks(store: AbstractStore) -> list[Mark]:
+    assert isinstance(store, SqlAlchemyStore)
+    with store.ManagedSessionMaker(read_only=False) as session:
+        marked = SqlModelVersionTag.key.startswith(MARK, autoescape=True)
+        alive = SqlModelVersion.current_stage != STAGE_DELETED_INTERNAL
+        rows = session.query(SqlModelVersionTag).join(SqlModelVersion).filter(marked, alive).all()
+        return [Mark(row.name, str(row.version), row.key, row.value) for row in rows]
 
 
 def _refuse_mark(name: str, key: str) -> None:
@@ -186,9 +221,3 @@ def _protected_places(store: Any, config: GateConfig, name: str) -> list[str]:
     held = [f"it holds the protected alias {alias}" for alias in model.aliases if config.aliases.same(alias)]
     stages = {v.current_stage for v in store.get_latest_versions(name)} & {*config.file.protect.stages}
     return held + [f"a version is in the protected stage {stage}" for stage in sorted(stages)]
-
-
-def _number(version: Any) -> str:
-    """`01` and `1` are one version to a database."""
-    text = str(version)
-    return str(int(text)) if text.isascii() and text.isdigit() else text

@@ -40,8 +40,12 @@ class Generation:
     def __init__(self) -> None:
         """Open what `share_generation` made."""
         share_generation()
-        with open(os.environ[VARIABLE], "r+b") as stream:
-            self._bytes = mmap.mmap(stream.fileno(), _SIZE)
+        try:
+            with open(os.environ[VARIABLE], "r+b") as stream:
+                self._bytes = mmap.mmap(stream.fileno(), _SIZE)
+        except (OSError, ValueError):
+            # Something tidied up the folder of temporary files. Alone, this worker asks the database once a second.
+            self._bytes = mmap.mmap(-1, _SIZE)
 
     @property
     def value(self) -> bytes:

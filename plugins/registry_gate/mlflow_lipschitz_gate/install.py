@@ -13,9 +13,10 @@ from mlflow.store.model_registry.abstract_store import AbstractStore
 from mlflow.tracking._model_registry import utils as client_registry
 
 from mlflow_lipschitz_gate.config import GateConfig, config_from
+from mlflow_lipschitz_gate.doors import close_unvouched
 from mlflow_lipschitz_gate.frozen import FrozenPlaces
 from mlflow_lipschitz_gate.gated_files import freeze_files, unknown_writers
-from mlflow_lipschitz_gate.gated_store import GatedStore, gated, gated_builder
+from mlflow_lipschitz_gate.gated_store import GatedStore, gated, gated_builder, store_problem
 from mlflow_lipschitz_gate.generation import Generation, share_generation
 from mlflow_lipschitz_gate.refusals import GateConfigError, denied
 
@@ -51,7 +52,11 @@ def install(config: GateConfig, app: Flask) -> None:
             registry.register(scheme, gated_builder(build, config, generation))
     if handlers._model_registry_store is not None:
         gated(handlers._model_registry_store, config, generation)
-    freeze_files(FrozenPlaces(generation))
+
+    def look_again(name: str) -> None:
+        close_unvouched(handlers._get_model_registry_store(), config, name)
+
+    freeze_files(FrozenPlaces(generation, config.file.artifact_stores, look_again))
     handlers._artifact_repo = None  # one that was built before has no gate
     app.before_request(_refuse_without_gate)
 
@@ -79,6 +84,9 @@ def _check_server(config: GateConfig, *, with_users: bool) -> None:
         )
     if MLFLOW_ENABLE_WORKSPACES.get():
         raise GateConfigError("workspaces are not supported by this version of the gate")
+    store = handlers._model_registry_store
+    if store is not None and not isinstance(store, GatedStore) and (problem := store_problem(store)):
+        raise GateConfigError(problem)
     if unknown := unknown_writers() + _unknown_doors():
         raise GateConfigError(
             f"this MLflow has ways to write that the gate does not know ({', '.join(unknown)}): "

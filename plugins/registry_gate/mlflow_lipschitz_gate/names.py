@@ -98,7 +98,8 @@ class NamePatterns:
     def match(self, name: str) -> bool:
         """Whether `name`, or what it looks like, fits a pattern."""
         # A wildcard letter would make every name of a foreign script fit "?????"-like literals: drop it here.
-        reduced = skeleton(name).replace(_ANY, " ")
+        # Some databases compare without regard to spaces at the end.
+        reduced = skeleton(name).replace(_ANY, " ").strip()
         return any(pattern.fullmatch(reduced) for pattern in self._compiled)
 
 

@@ -15,6 +15,7 @@ from urllib.parse import urlparse
 
 from mlflow.exceptions import MlflowException
 from mlflow.server import handlers
+from mlflow.server.constants import ARTIFACT_ROOT_ENV_VAR
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
 from mlflow.utils.uri import append_to_uri_path, validate_path_is_safe
@@ -22,6 +23,7 @@ from mlflow.utils.uri import append_to_uri_path, validate_path_is_safe
 from mlflow_lipschitz_gate.config import Limits
 
 _CHUNK = 1 << 20
+_PROXIED = ("http", "https", "mlflow-artifacts")
 # MLflow writes uploads under this name first; no client is ever shown such a file.
 _STAGED = ".artifact.uploading."
 # MLflow's client writes this file while downloading; it is no part of the model.
@@ -57,11 +59,35 @@ def without_run(uri: str) -> str:
     return append_to_uri_path(handlers._get_tracking_store().get_run(run_id).info.artifact_uri, path)
 
 
+def fixed_place_problems(uri: str) -> list[str]:
+    """Why `uri` does not say, once and for everybody, where files are; empty when it does.
+
+    What the server hashes has to be what every client downloads, now and later.
+    """
+    parsed = urlparse(uri)
+    if parsed.scheme in ("runs", "models"):
+        # MLflow's client puts files of a logged model of the same run and name over those of a runs:/ address.
+        return [f"its address {uri} stands for other places, which may change: register the logged model (models:/m-…)"]
+    if bad := [char for char in "?#;\\" if char in uri]:
+        return [f"its address {uri} holds {bad[0]!r}, which not every program reads alike"]
+    if parsed.scheme in _PROXIED and parsed.netloc and parsed.netloc != urlparse(_server_root()).netloc:
+        return [
+            f"its address {uri} names the host {parsed.netloc}, which is not the one this server keeps artifacts at"
+        ]
+    return []
+
+
+def _server_root() -> str:
+    return os.environ.get(ARTIFACT_ROOT_ENV_VAR, "")
+
+
 def place_of(uri: str) -> Place:
     """Where the server itself would read `uri`: behind its artifact proxy, on its disk, or in a bucket. Raises Unreadable."""
     try:
         uri = without_run(uri)
-        if urlparse(uri).scheme not in ("http", "https", "mlflow-artifacts"):
+        if problems := fixed_place_problems(uri):
+            raise Unreadable(problems[0])
+        if urlparse(uri).scheme not in _PROXIED:
             return Place(handlers.get_artifact_repository(uri), "")
         if not handlers._is_servable_proxied_run_artifact_root(uri):
             raise Unreadable(f"this server does not serve {uri}")
@@ -85,7 +111,9 @@ def hash_files(uri: str, limits: Limits) -> list[FileDigest]:
     try:
         local = _local_folder(place)
         found = list(_local(local, limits) if local is not None else _remote(place, limits))
-    except (MlflowException, OSError) as error:
+    except Unreadable:
+        raise
+    except Exception as error:
         raise Unreadable(f"the files of {uri} cannot be read: {error}") from error
     if not found:
         raise Unreadable(f"there are no files at {uri}")
@@ -109,7 +137,9 @@ def read_file(uri: str, name: str, limit: int) -> bytes:
             place.repository._download_file(path, target)
             with open(target, "rb") as stream:
                 return stream.read(limit + 1)
-    except (MlflowException, OSError) as error:
+    except Unreadable:
+        raise
+    except Exception as error:
         raise Unreadable(f"{name} under {uri} cannot be read: {error}") from error
 
 

@@ -19,9 +19,17 @@ from mlflow.server import handlers
 
 from mlflow_lipschitz_gate.attestation import LIMIT, Attestation, Malformed, read_attestation
 from mlflow_lipschitz_gate.config import GateConfig, RequiredPolicy
+from mlflow_lipschitz_gate.frozen import is_inside
 from mlflow_lipschitz_gate.keys import Trust
 from mlflow_lipschitz_gate.refusals import GateConfigError
-from mlflow_lipschitz_gate.storage import FileDigest, Unreadable, hash_files, manifest_digest, read_file
+from mlflow_lipschitz_gate.storage import (
+    FileDigest,
+    Unreadable,
+    fixed_place_problems,
+    hash_files,
+    manifest_digest,
+    read_file,
+)
 
 RUN_TAG = "lipschitz.run_id"
 EVIDENCE = "lipschitz/attestation.json"
@@ -73,6 +81,8 @@ def problems_with(subject: Subject, config: GateConfig, target: str) -> list[str
     policy = config.policy_for(target)
     if policy is None:
         return [f"no entry of policies is for the model {target!r}"]
+    if reasons := _place_problems(subject.location, config):
+        return reasons
     try:
         trust = config.trust()
     except GateConfigError as error:
@@ -96,6 +106,14 @@ def problems_with(subject: Subject, config: GateConfig, target: str) -> list[str
             return []
         collected += [f"the attestation in run {run_id} does not count: {reason}" for reason in reasons]
     return collected
+
+
+def _place_problems(location: str, config: GateConfig) -> list[str]:
+    if reasons := fixed_place_problems(location):
+        return reasons
+    if not is_inside(location, config.file.artifact_stores):
+        return [f"its files are at {location}, in none of the stores that this server guards (artifact_stores)"]
+    return []
 
 
 def _from_run(run_id: str) -> Attestation:

@@ -389,7 +389,7 @@ def test_files_changed_behind_the_servers_back(world: World) -> None:
 
 
 def test_a_version_registered_by_the_address_of_its_run(world: World) -> None:
-    """`runs:/…` stays in the registry as it is. Its files are found, frozen and hashed all the same."""
+    """`runs:/…` stays in the registry as it is, and MLflow's client lays the files of a logged model over those of the run."""
     first = world.new_run_version()
     body = {"name": first.name, "source": f"runs:/{first.run_id}/model", "run_id": first.run_id}
     made = world.done(world.post("model-versions/create", body))["model_version"]
@@ -397,9 +397,51 @@ def test_a_version_registered_by_the_address_of_its_run(world: World) -> None:
     version = Version(first.name, made["version"], None, first.path, first.files, first.run_id)
     assert_refused(world.put(f"{first.path}/MLmodel", b"evil"))
     world.record(version, envelope(world.statement_for(version), RELEASE))
-    world.done(world.set_alias(version))
-    (world.server.files / first.path / "MLmodel").write_bytes(b"evil")
-    assert_refused(world.set_alias(version), "MLmodel")
+    assert_refused(world.set_alias(version), "stands for other places")
+    assert_refused(world.set_stage(version), "stands for other places")
+    # Neither is a copy of it any better.
+    name = world.new_name()
+    source = f"models:/{version.name}/{version.version}"
+    copy = world.done(world.post("model-versions/create", {"name": name, "source": source}))["model_version"]
+    body = {"name": name, "version": copy["version"], "alias": "champion"}
+    assert_refused(world.post(SET_ALIAS, body), "stands for other places")
+
+
+@pytest.mark.parametrize(
+    ("location", "said"),
+    [
+        ("{folder}/elsewhere", "none of the stores"),
+        ("mlflow-artifacts:/x?y=1", "'?'"),
+        ("s3://theirs/x", "none of the"),
+    ],
+)
+def test_files_in_a_store_of_somebodys_own(world: World, location: str, said: str) -> None:
+    """Whoever chooses the store may change it after the promotion, or answer the server and the client differently."""
+    body = {"name": world.new_name("experiment"), "artifact_location": location.format(folder=world.server.folder)}
+    experiment = world.done(world.post("experiments/create", body))["experiment_id"]
+    made = world.done(world.post("logged-models", {"experiment_id": experiment, "name": "m"}))["model"]["info"]
+    name = world.new_name()
+    source = {"source": f"models:/{made['model_id']}", "model_id": made["model_id"]}
+    world.done(world.post("model-versions/create", {"name": name, **source}))
+    version = Version(name, "1", made["model_id"], "", {"MLmodel": b"x"})
+    world.record(version, envelope(world.statement_for(version), RELEASE))
+    assert_refused(world.set_alias(version), said)
+
+
+def test_a_store_as_a_whole_is_no_place_of_a_version(world: World) -> None:
+    """Registering the folder above everything must not stop everybody's uploads."""
+    body = {"name": world.new_name(), "source": f"s3://bucket-of-{world.new_name()}"}
+    world.done(world.post("model-versions/create", body))
+    world.done(world.put(f"0/{world.new_run()}/artifacts/x.txt", b"x"))
+
+
+@pytest.mark.parametrize("number", [" 1", "+1", "01", "\u0661"], ids=ascii)
+def test_a_version_number_in_another_spelling(world: World, number: str) -> None:
+    version, good = world.new_version(), world.audited()
+    for one, status in ((version, 403), (good, 200)):
+        assert world.post(SET_ALIAS, {"name": one.name, "version": number, "alias": "champion"}).status_code == status
+        assert world.post(STAGE, {"name": one.name, "version": number, "stage": "Production"}).status_code == status
+    assert world.holder(good.name) == "1"
 
 
 def test_a_version_registered_under_a_percent_encoded_address(world: World) -> None:

@@ -70,7 +70,9 @@ def test_other_aliases_are_left_alone(alias: str) -> None:
 
 def test_name_patterns() -> None:
     names = NamePatterns(("prod.*", "scorer-?"))
-    assert [n for n in ("prod.", "prod.a", "PROD.a", "\u0440rod.a", "scorer-1") if not names.match(n)] == []
+    assert [
+        n for n in ("prod.", "prod.a", "PROD.a", "\u0440rod.a", "scorer-1", " scorer-1 ") if not names.match(n)
+    ] == []
     assert [
         n
         for n in ("dev.a", "prods", "a.prod.a", "scorer-", "scorer-12", "\u4e2d\u4e2d\u4e2d\u4e2d.a")
@@ -113,6 +115,7 @@ BROKEN: dict[str, tuple[dict[str, object], str]] = {
     "override without log": ({"override": {"users": ["a"]}}, "override.log"),
     "log in no folder": ({"override": {"users": ["a"], "log": "no/such/folder"}}, "cannot be written"),
     "another version": ({"apiVersion": "mlflow-lipschitz/v2"}, "apiVersion"),
+    "policy for a set of models": ({"policies": [{"models": "prod[12]"}]}, "patterns know"),
     "limits": ({"limits": {"bytes": 0}}, "limits.bytes"),
 }
 
