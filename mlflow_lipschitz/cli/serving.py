@@ -12,11 +12,10 @@ import click
 
 from mlflow_lipschitz.cli.failures import PASSED
 from mlflow_lipschitz.errors import UsageError
+from mlflow_lipschitz.webhooks.deliveries import SECRET
 
 if TYPE_CHECKING:
     from mlflow_lipschitz.registry.trust import TrustSources
-
-SECRET = "LIPSCHITZ_WEBHOOK_SECRET"
 
 
 @dataclass(frozen=True)

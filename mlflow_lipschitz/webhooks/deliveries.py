@@ -14,6 +14,9 @@ SIGNATURE, TIMESTAMP, DELIVERY = "x-mlflow-signature", "x-mlflow-timestamp", "x-
 TOLERANCE_SECONDS = 900
 """How old a delivery may be. MLflow signs the time of the first try and gives up after a few minutes."""
 
+SECRET = "LIPSCHITZ_WEBHOOK_SECRET"
+"""The variable that holds the webhook's secret. Audits, which read files of strangers, do not inherit it."""
+
 VERSION_CREATED, ALIAS_CREATED = "model_version.created", "model_version_alias.created"
 
 

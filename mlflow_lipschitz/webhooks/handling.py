@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -20,10 +23,13 @@ from mlflow_lipschitz.registry import tags
 from mlflow_lipschitz.registry.store import client_for, store_errors
 from mlflow_lipschitz.registry.trust import TrustSources, trust_from
 from mlflow_lipschitz.registry.verification import Subject, examined, verified
-from mlflow_lipschitz.webhooks.deliveries import ALIAS_CREATED, Delivery
+from mlflow_lipschitz.webhooks.deliveries import ALIAS_CREATED, SECRET, Delivery
 
 _SHOWN = 4000
-_AUDIT_FAILED = 3
+# How a remark about a removed alias begins: JSON with "removed" as its first key.
+_REMOVED = '{"removed"'
+_TRIES, _PAUSE_SECONDS = 3, 2.0
+_logger = logging.getLogger(__name__)
 
 
 class TryAgain(Exception):
@@ -109,13 +115,21 @@ def _audit(delivery: Delivery, settings: ReceiverSettings) -> str:
     for option, paths in (("--trusted-key", settings.trust.keys), ("--revoked", settings.trust.revoked)):
         words += [word for path in paths for word in (option, str(path))]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=settings.audit_seconds, check=False)
+        done = subprocess.run(
+            words,
+            env={name: value for name, value in os.environ.items() if name != SECRET},
+            capture_output=True,
+            text=True,
+            timeout=settings.audit_seconds,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         reason = f"the audit was stopped after {settings.audit_seconds:g} s"
         report_failure(delivery, settings, reason)
         return reason
     said = (done.stdout + done.stderr).strip()[-_SHOWN:]
     if done.returncode in (0, 1):
+        _unsay(delivery, settings, failures_only=True)
         return "passed" if done.returncode == 0 else "blocked"
     if done.returncode != 2:
         raise TryAgain(f"the audit ended with exit code {done.returncode}: {said}")
@@ -127,6 +141,7 @@ def _judge_alias(delivery: Delivery, settings: ReceiverSettings) -> str:
     alias = str(delivery.alias)
     problems = _problems(delivery, settings)
     if not problems:
+        _unsay(delivery, settings)
         return "vouched for"
     try:
         with store_errors("reach the registry"):
@@ -142,17 +157,45 @@ def _judge_alias(delivery: Delivery, settings: ReceiverSettings) -> str:
 
 
 def _problems(delivery: Delivery, settings: ReceiverSettings) -> list[str]:
-    """Why the version may not hold the alias. What cannot be read vouches for nothing."""
+    """Why the version may not hold the alias. What cannot be read, at three tries, vouches for nothing."""
+    problems: list[str] = []
+    for number in range(_TRIES):
+        if number:
+            time.sleep(_PAUSE_SECONDS)  # a store that hiccups takes no model out of production
+        try:
+            return _look(delivery, settings)
+        except RegistryError as error:
+            problems = [str(error)]
+        except LipschitzError as error:
+            return [str(error)]
+    return problems
+
+
+def _look(delivery: Delivery, settings: ReceiverSettings) -> list[str]:
+    subject = Subject(f"models:/{delivery.name}/{delivery.version}", settings.tracking_uri)
+    wanted = load_policy(settings.policy)
+    with examined(subject, trust_from(settings.trust), wanted) as found:
+        if verified(found, allow_unsigned=settings.allow_unsigned):
+            return []
+        problems = [finding.text for finding in found.findings if finding.ok is False]
+        return problems or ["it is not signed by a trusted key"]
+
+
+def _unsay(delivery: Delivery, settings: ReceiverSettings, *, failures_only: bool = False) -> None:
+    """Take the receiver's remark off a version that it no longer fits.
+
+    Args:
+        failures_only: leave the remark that an alias was removed, which an audit alone does not bring back.
+    """
     try:
-        subject = Subject(f"models:/{delivery.name}/{delivery.version}", settings.tracking_uri)
-        wanted = load_policy(settings.policy)
-        with examined(subject, trust_from(settings.trust), wanted) as found:
-            if verified(found, allow_unsigned=settings.allow_unsigned):
-                return []
-            problems = [finding.text for finding in found.findings if finding.ok is False]
-            return problems or ["it is not signed by a trusted key"]
-    except LipschitzError as error:
-        return [str(error)]
+        with store_errors(f"untag {delivery.name} version {delivery.version}"):
+            client = client_for(settings.tracking_uri)
+            said = client.get_model_version(delivery.name, delivery.version).tags.get(tags.RECEIVER)
+            if said is not None and not (failures_only and said.startswith(_REMOVED)):
+                client.delete_model_version_tag(delivery.name, delivery.version, tags.RECEIVER)
+    except RegistryError as error:
+        # A remark is for people: one that stays is no reason to audit once more.
+        _logger.warning("%s", error)
 
 
 def _say(client: MlflowClient, delivery: Delivery, alias: str, problems: list[str]) -> None:

@@ -79,10 +79,14 @@ class Queue:
         with self._connection() as connection:
             return int(connection.execute("select tries from deliveries where id = ?", [delivery.id]).fetchone()[0])
 
-    def restart(self) -> int:
-        """Put back what was being worked on when a process died; how many. Working on one twice does no harm."""
+    def restart(self, event: str | None = None) -> int:
+        """Put back what was being worked on (of one event) when a process or a worker broke off; how many.
+
+        Working on one twice does no harm.
+        """
+        back = "update deliveries set state = 'waiting' where state = 'running' and (? is null or event = ?)"
         with self._connection() as connection:
-            return connection.execute("update deliveries set state = 'waiting' where state = 'running'").rowcount
+            return connection.execute(back, [event, event]).rowcount
 
     def counts(self) -> dict[str, int]:
         """State -> number of deliveries."""

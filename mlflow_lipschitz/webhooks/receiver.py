@@ -21,6 +21,7 @@ from mlflow_lipschitz.webhooks.queue import Queue
 _LIMIT = 1 << 20
 _AUDIT_TRIES = 3
 _SWEEP_SECONDS = 3600.0
+_PAUSE_SECONDS = 5.0
 _logger = logging.getLogger(__name__)
 
 
@@ -34,7 +35,7 @@ class Worker:
         self._queue, self._settings, self._event = queue, settings, event
         self._stop, self._news = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="lipschitz-receiver", daemon=True)
-        self._swept = float("-inf")
+        self._swept, self._broken = float("-inf"), False
 
     def start(self) -> None:
         """Begin to work."""
@@ -50,13 +51,29 @@ class Worker:
         """There is something new."""
         self._news.set()
 
+    @property
+    def alive(self) -> bool:
+        """Whether somebody works on what is acknowledged."""
+        return self._thread.is_alive()
+
     def _run(self) -> None:
         while not self._stop.is_set():
             self._news.clear()
-            self._sweep()
-            while not self._stop.is_set() and (delivery := self._queue.take(self._event)) is not None:
-                self._work(delivery)
+            try:
+                self._turn()
+            except Exception:  # a worker that ends would leave acknowledged deliveries lying for ever
+                _logger.exception("the worker for %s broke off, and goes on in %g s", self._event, _PAUSE_SECONDS)
+                self._broken = True
+                self._stop.wait(_PAUSE_SECONDS)
             self._news.wait(timeout=1.0)
+
+    def _turn(self) -> None:
+        if self._broken:
+            self._queue.restart(self._event)
+            self._broken = False
+        self._sweep()
+        while not self._stop.is_set() and (delivery := self._queue.take(self._event)) is not None:
+            self._work(delivery)
 
     def _work(self, delivery: Delivery) -> None:
         try:
@@ -119,7 +136,9 @@ def receiver(queue: Queue, settings: ReceiverSettings, secret: str) -> FastAPI:
         return await _received(request, queue, workers, secret)
 
     async def health(_: Request) -> JSONResponse:
-        return JSONResponse(await run_in_threadpool(queue.counts))
+        counts = await run_in_threadpool(queue.counts)
+        idle = [event for event, worker in workers.items() if not worker.alive]
+        return JSONResponse({**counts, "stopped": idle}, status_code=503) if idle else JSONResponse(counts)
 
     app.add_route("/webhook", webhook, methods=["POST"])
     app.add_route("/health", health, methods=["GET"])

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -26,9 +27,10 @@ from mlflow.webhooks.delivery import _generate_hmac_signature
 
 import mlflow_lipschitz
 from mlflow_lipschitz.cli.__main__ import run
-from mlflow_lipschitz.errors import UsageError
+from mlflow_lipschitz.errors import RegistryError, UsageError
 from mlflow_lipschitz.registry import tags
 from mlflow_lipschitz.registry.trust import TrustSources
+from mlflow_lipschitz.webhooks import handling
 from mlflow_lipschitz.webhooks import receiver as receiver_module
 from mlflow_lipschitz.webhooks.deliveries import (
     ALIAS_CREATED,
@@ -202,6 +204,40 @@ def test_an_alias_with_evidence_that_does_not_hold_is_removed(store: str, tmp_pa
     assert held(name) == {}
 
 
+def test_a_remark_goes_when_it_no_longer_fits(store: str, tmp_path: Path) -> None:
+    name, how = fresh_name(), settings(tmp_path)
+    log_onnx(name)
+    assert handle(alias_on(name), how).startswith("removed")
+    record(name, tmp_path / "evidence", key=key(1))
+    # An audit alone does not bring the alias back, so the remark about it stays until the alias is there again.
+    handling._unsay(Delivery("x", VERSION_CREATED, name, "1"), how, failures_only=True)
+    assert "removed" in told(name)
+    assert handle(alias_on(name), how) == "vouched for"
+    assert tags.RECEIVER not in MlflowClient().get_model_version(name, "1").tags
+
+
+def test_a_store_that_hiccups_takes_no_alias_away(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, looks, look = fresh_name(), [], handling._look
+    log_onnx(name)
+    record(name, tmp_path / "evidence", key=key(1))
+
+    def hiccup(*args: Any) -> list[str]:
+        looks.append(1)
+        if len(looks) < 3:
+            raise RegistryError("no answer")
+        return look(*args)
+
+    monkeypatch.setattr(handling, "_look", hiccup)
+    monkeypatch.setattr(handling, "_PAUSE_SECONDS", 0.01)
+    assert handle(alias_on(name), settings(tmp_path)) == "vouched for"
+    monkeypatch.setattr(handling, "_look", no_answer)
+    assert handle(alias_on(name), settings(tmp_path)).startswith("removed the alias: no answer")
+
+
+def no_answer(*_: Any) -> list[str]:
+    raise RegistryError("no answer")
+
+
 def test_other_aliases_and_other_models_are_left_alone(store: str, tmp_path: Path) -> None:
     name = fresh_name()
     log_onnx(name)
@@ -243,7 +279,9 @@ def test_a_new_version_is_audited_signed_and_may_then_hold_the_alias(store: str,
     name = fresh_name()
     log_onnx(name)
     how = settings(tmp_path, tracking_uri=store, sign_key=private_file(1, tmp_path))
+    MlflowClient().set_model_version_tag(name, "1", tags.RECEIVER, "the audit was stopped")
     assert handle(Delivery("x", VERSION_CREATED, name, "1"), how) == "passed"
+    assert tags.RECEIVER not in MlflowClient().get_model_version(name, "1").tags
     assert MlflowClient().get_model_version(name, "1").tags[tags.VERDICT] == "passed"
     assert handle(alias_on(name), how) == "vouched for"
     assert "champion" in held(name)
@@ -301,6 +339,41 @@ def test_an_alias_does_not_wait_for_an_audit(store: str, tmp_path: Path, monkeyp
         wait_until(lambda: held(name) == {})
         over.set()
         wait_until(lambda: "audit" in queue.outcomes())
+
+
+def test_a_worker_survives_a_queue_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk or a locked file ends no worker: what was acknowledged is worked on once it is over."""
+    monkeypatch.setattr(receiver_module, "_PAUSE_SECONDS", 0.05)
+    queue, fails = Queue(tmp_path / "queue.db"), ["take", "finish", "take"]
+    for method in ("take", "finish"):
+        plain = getattr(queue, method)
+
+        def failing(*args: Any, plain: Any = plain, method: str = method) -> Any:
+            if fails and fails[0] == method:
+                fails.pop(0)
+                raise sqlite3.OperationalError("disk is full")
+            return plain(*args)
+
+        monkeypatch.setattr(queue, method, failing)
+    with listening(receiver(queue, settings(tmp_path, models="nothing-*", aliases=()), SECRET)) as url:
+        queue.add(delivery(0))
+        wait_until(lambda: "id-0" in queue.outcomes())
+        assert not fails
+        assert requests.get(f"{url}/health", timeout=30).json() == {"done": 1}
+
+
+def test_an_audit_does_not_inherit_the_secret(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The audit's process is replaced by one that tells its environment; it ends like one that was refused."""
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\nenv\nexit 2\n")
+    program.chmod(0o755)
+    name = fresh_name()
+    log_onnx(name)
+    monkeypatch.setenv("LIPSCHITZ_WEBHOOK_SECRET", SECRET)
+    monkeypatch.setenv("LIPSCHITZ_OTHER", "kept")
+    monkeypatch.setattr(sys, "executable", str(program))
+    said = handle(Delivery("x", VERSION_CREATED, name, "1"), settings(tmp_path, tracking_uri=store))
+    assert "LIPSCHITZ_OTHER=kept" in said and "LIPSCHITZ_WEBHOOK_SECRET" not in said
 
 
 def test_a_worker_gives_up_on_an_audit_and_never_on_an_alias(store: str, tmp_path: Path) -> None:
