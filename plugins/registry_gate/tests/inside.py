@@ -195,7 +195,20 @@ def upload_that_lands_late(world: World) -> Any:
     return [outcome(lambda: repository.log_artifact(str(evil), inside)), world.aliases("m")]
 
 
+def the_whole_store_is_registered(world: World) -> Any:
+    """Whoever registers the folder above everything must not stop everybody's uploads."""
+    world.audited("good")
+    world.store.create_registered_model("m")
+    world.store.create_model_version("m", "mlflow-artifacts:/")
+    file = world.folder / "x.txt"
+    file.write_bytes(b"x")
+    repository = handlers._get_artifact_repo_mlflow_artifacts()
+    upload = outcome(lambda: repository.log_artifact(str(file), "0/run/artifacts"))
+    return [upload, outcome(lambda: repository.delete_artifacts("0")), promoted(world, "m")]
+
+
 CASES = (
+    the_whole_store_is_registered,
     swapped_behind_another_spelling,
     second_look_breaks,
     another_worker_starts,

@@ -102,8 +102,12 @@ class World:
 
     def audited(self, name: str | None = None, **changed: Any) -> Version:
         version = self.new_version(name)
-        self.record(version, envelope(self.statement_for(version, **changed), self.key))
+        self.attest(version, **changed)
         return version
+
+    def attest(self, version: Version, **changed: Any) -> str:
+        """A signed attestation on record for the version."""
+        return self.record(version, envelope(self.statement_for(version, **changed), self.key))
 
     def set_alias(self, version: Version, alias: str = "champion", **more: Any) -> requests.Response:
         return self.post("registered-models/alias", {**version.who, "alias": alias}, **more)
