@@ -7,7 +7,6 @@ import logging
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -28,7 +27,6 @@ from mlflow_lipschitz.webhooks.deliveries import ALIAS_CREATED, SECRET, Delivery
 _SHOWN = 4000
 # How a remark about a removed alias begins: JSON with "removed" as its first key.
 _REMOVED = '{"removed"'
-_TRIES, _PAUSE_SECONDS = 3, 2.0
 _logger = logging.getLogger(__name__)
 
 
@@ -63,8 +61,11 @@ class ReceiverSettings:
         return alias.casefold() in {name.casefold() for name in self.aliases}
 
 
-def handle(delivery: Delivery, settings: ReceiverSettings) -> str:
+def handle(delivery: Delivery, settings: ReceiverSettings, *, last_try: bool = True) -> str:
     """Do what the delivery calls for and say what was done. Done twice it changes nothing more.
+
+    Args:
+        last_try: whether what cannot be read now counts as missing; otherwise it is tried again.
 
     Raises TryAgain when the store did not answer, or the audit itself failed.
     """
@@ -72,7 +73,7 @@ def handle(delivery: Delivery, settings: ReceiverSettings) -> str:
         return "not a model of this receiver"
     if delivery.event == ALIAS_CREATED:
         guarded = delivery.alias is not None and settings.guards(delivery.alias)
-        return _judge_alias(delivery, settings) if guarded else "not a guarded alias"
+        return _judge_alias(delivery, settings, last_try=last_try) if guarded else "not a guarded alias"
     return _audit(delivery, settings)
 
 
@@ -137,9 +138,9 @@ def _audit(delivery: Delivery, settings: ReceiverSettings) -> str:
     return f"refused: {said}"
 
 
-def _judge_alias(delivery: Delivery, settings: ReceiverSettings) -> str:
+def _judge_alias(delivery: Delivery, settings: ReceiverSettings, *, last_try: bool) -> str:
     alias = str(delivery.alias)
-    problems = _problems(delivery, settings)
+    problems = _problems(delivery, settings, last_try=last_try)
     if not problems:
         _unsay(delivery, settings)
         return "vouched for"
@@ -156,29 +157,23 @@ def _judge_alias(delivery: Delivery, settings: ReceiverSettings) -> str:
     return f"removed the alias: {'; '.join(problems)}" if held else "the alias has moved since"
 
 
-def _problems(delivery: Delivery, settings: ReceiverSettings) -> list[str]:
-    """Why the version may not hold the alias. What cannot be read, at three tries, vouches for nothing."""
-    problems: list[str] = []
-    for number in range(_TRIES):
-        if number:
-            time.sleep(_PAUSE_SECONDS)  # a store that hiccups takes no model out of production
-        try:
-            return _look(delivery, settings)
-        except RegistryError as error:
-            problems = [str(error)]
-        except LipschitzError as error:
-            return [str(error)]
-    return problems
-
-
-def _look(delivery: Delivery, settings: ReceiverSettings) -> list[str]:
-    subject = Subject(f"models:/{delivery.name}/{delivery.version}", settings.tracking_uri)
-    wanted = load_policy(settings.policy)
-    with examined(subject, trust_from(settings.trust), wanted) as found:
-        if verified(found, allow_unsigned=settings.allow_unsigned):
-            return []
-        problems = [finding.text for finding in found.findings if finding.ok is False]
-        return problems or ["it is not signed by a trusted key"]
+def _problems(delivery: Delivery, settings: ReceiverSettings, *, last_try: bool) -> list[str]:
+    """Why the version may not hold the alias. What cannot be read in the end vouches for nothing."""
+    try:
+        subject = Subject(f"models:/{delivery.name}/{delivery.version}", settings.tracking_uri)
+        wanted = load_policy(settings.policy)
+        with examined(subject, trust_from(settings.trust), wanted) as found:
+            if verified(found, allow_unsigned=settings.allow_unsigned):
+                return []
+            problems = [finding.text for finding in found.findings if finding.ok is False]
+            return problems or ["it is not signed by a trusted key"]
+    except RegistryError as error:
+        if not last_try:
+            # A store that hiccups takes no model out of production.
+            raise TryAgain(str(error)) from error
+        return [str(error)]
+    except LipschitzError as error:
+        return [str(error)]
 
 
 def _unsay(delivery: Delivery, settings: ReceiverSettings, *, failures_only: bool = False) -> None:

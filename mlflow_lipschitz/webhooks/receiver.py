@@ -19,7 +19,7 @@ from mlflow_lipschitz.webhooks.handling import ReceiverSettings, TryAgain, handl
 from mlflow_lipschitz.webhooks.queue import Queue
 
 _LIMIT = 1 << 20
-_AUDIT_TRIES = 3
+_TRIES = 3
 _SWEEP_SECONDS = 3600.0
 _PAUSE_SECONDS = 5.0
 _logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Worker:
 
     def _work(self, delivery: Delivery) -> None:
         try:
-            outcome = handle(delivery, self._settings)
+            outcome = handle(delivery, self._settings, last_try=self._queue.tries(delivery) >= _TRIES)
         except TryAgain as error:
             self._again(delivery, str(error))
         except Exception as error:  # noqa: BLE001 - one delivery that cannot be handled must not end the worker
@@ -90,7 +90,7 @@ class Worker:
         """An audit is given up after a few tries, and the version says so; an alias is looked at until it can be."""
         tries = self._queue.tries(delivery)
         _logger.warning("%s %s/%s, try %d: %s", delivery.event, delivery.name, delivery.version, tries, reason)
-        if delivery.event == VERSION_CREATED and tries >= _AUDIT_TRIES:
+        if delivery.event == VERSION_CREATED and tries >= _TRIES:
             try:
                 report_failure(delivery, self._settings, reason)
             except LipschitzError as error:

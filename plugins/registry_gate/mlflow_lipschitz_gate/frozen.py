@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import posixpath
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -29,6 +32,14 @@ from mlflow_lipschitz_gate.storage import without_run
 Key = str
 # How long another machine's registration may go unnoticed: less than any audit takes, and only audited files matter.
 _SECONDS = 1.0
+_VERSIONS = SqlModelVersion.__table__.c
+_ALIVE = _VERSIONS.current_stage != STAGE_DELETED_INTERNAL
+_STATE = sqlalchemy.select(
+    sqlalchemy.func.count(),
+    sqlalchemy.func.max(_VERSIONS.creation_time),
+    sqlalchemy.func.sum(_VERSIONS.creation_time),
+).where(_ALIVE)
+_LOCATIONS = sqlalchemy.select(_VERSIONS.storage_location, _VERSIONS.source).where(_ALIVE).distinct()
 
 
 def key_of(uri: str) -> Key:
@@ -46,12 +57,39 @@ def key_of(uri: str) -> Key:
 
 def key_of_path(root: str, path: str) -> Key:
     """The place of `path` in the repository at `root`."""
-    if is_local_uri(root, is_tracking_or_registry_uri=False):
-        # realpath also follows links in the part that exists, so a second name of a folder is no second place.
-        return "file:" + os.path.realpath(os.path.join(local_file_uri_to_path(root), _plain(path))).rstrip("/")
+    if (folder := _local_folder(root)) is not None:
+        return "file:" + _resolved(folder, _plain(path)).rstrip("/")
     parts = urlsplit(root)
     joined = posixpath.normpath(posixpath.join("/", _plain(parts.path).lstrip("/"), _plain(path).lstrip("/")))
     return f"{parts.scheme.lower()}://{parts.netloc.lower()}{joined}".rstrip("/")
+
+
+@cache
+def _local_folder(root: str) -> str | None:
+    """The folder on this disk that a URI names, without links; None when it is elsewhere."""
+    if not is_local_uri(root, is_tracking_or_registry_uri=False):
+        return None
+    return os.path.realpath(local_file_uri_to_path(root))
+
+
+def _resolved(folder: str, path: str) -> str:
+    """`os.path.realpath` of `path` in `folder`, a real path: a second name of a folder, by a link, is no second place.
+
+    The function of the standard library looks at every part from the root of the disk on, which is most of what an upload
+    would pay; it is left what is not plain.
+    """
+    parts, place = path.split("/") if path else [], folder
+    if any(part in ("", ".", "..") for part in parts):
+        return os.path.realpath(os.path.join(folder, path))
+    for number, part in enumerate(parts):
+        place = f"{place}/{part}"
+        try:
+            mode = os.lstat(place).st_mode
+        except (OSError, ValueError):
+            return "/".join([place, *parts[number + 1 :]])  # what is not there yet has no second name
+        if stat.S_ISLNK(mode):
+            return os.path.realpath(os.path.join(folder, path))
+    return place
 
 
 def _plain(path: str) -> str:
@@ -72,7 +110,37 @@ def store_roots(more: Sequence[str]) -> frozenset[Key]:
 
 def is_inside(uri: str, more: Sequence[str]) -> bool:
     """Whether `uri` lies in one of these stores, and is not one of them as a whole."""
-    return any(above in store_roots(more) for above in list(_upwards(key_of(uri)))[1:])
+    roots = store_roots(more)
+    return any(above in roots for above in list(_upwards(key_of(uri)))[1:])
+
+
+@dataclass(frozen=True)
+class Write:
+    """A write or a deletion that is asked about before, while and after it happens. Finding its place is done once."""
+
+    frozen: FrozenPlaces
+    target: Key
+    what: str
+
+    def refuse(self) -> None:
+        """Raise MlflowException (403) when it touches a place of a registered version."""
+        if self.frozen.touched_by(self.target):
+            raise denied(
+                self.what,
+                ["these are files of a registered model version, which do not change after registration"],
+                "Log the model anew, register that, and audit it: mlflow-lipschitz audit models:/NAME/VERSION --policy "
+                "POLICY.yaml --data ROWS --sign-key KEY.pem\n"
+                "then: mlflow-lipschitz promote models:/NAME/VERSION --alias ALIAS",
+            )
+
+    def after(self) -> None:
+        """To be called when it is done: a slow one may have ended after its place was frozen and looked at.
+
+        Every protected place that a version of these files holds is looked at again. Raises MlflowException (403) then.
+        """
+        if touched := self.frozen.touched_by(self.target):
+            self.frozen.look_again(touched)
+            self.refuse()
 
 
 class FrozenPlaces:
@@ -97,37 +165,22 @@ class FrozenPlaces:
         self._keys: dict[str, Key] = {}
         self._places: tuple[frozenset[Key], frozenset[Key]] = frozenset(), frozenset()
 
-    def refuse_write(self, root: str, path: str, action: str) -> None:
-        """Raise MlflowException (403) when writing or deleting `path` in the repository at `root` touches such a place."""
-        if not self._touched(root, path):
-            return
-        raise denied(
-            f"{action} {path or root}",
-            ["these are files of a registered model version, which do not change after registration"],
-            "Log the model anew, register that, and audit it: mlflow-lipschitz audit models:/NAME/VERSION --policy "
-            "POLICY.yaml --data ROWS --sign-key KEY.pem\nthen: mlflow-lipschitz promote models:/NAME/VERSION --alias ALIAS",
-        )
+    def write(self, root: str, path: str, action: str) -> Write:
+        """What is about to be written or deleted: `path` in the repository at `root`."""
+        return Write(self, key_of_path(root, path), f"{action} {path or root}")
 
-    def after_write(self, root: str, path: str, action: str) -> None:
-        """To be called when a write is done: a slow one may have ended after its place was frozen and looked at.
-
-        Every protected place that a version of these files holds is looked at again. Raises MlflowException (403) then.
-        """
-        if not (touched := self._touched(root, path)):
-            return
-        for name in sorted(self._names_at(touched)):
-            if self._look_again is not None:
-                self._look_again(name)
-        self.refuse_write(root, path, action)
-
-    def _touched(self, root: str, path: str) -> set[Key]:
+    def touched_by(self, target: Key) -> set[Key]:
+        """The places that a change at `target` touches: those above it, and those below it."""
         places, above = self._current()
-        if not places:
-            return set()
-        target = key_of_path(root, path)
         if target in above:
             return {place for place in places if place.startswith(target + "/")}
-        return {parent for parent in _upwards(target) if parent in places}
+        return {parent for parent in _upwards(target) if parent in places} if places else set()
+
+    def look_again(self, touched: set[Key]) -> None:
+        """Look at every protected place that versions of these files hold."""
+        if self._look_again is not None:
+            for name in sorted(self._names_at(touched)):
+                self._look_again(name)
 
     def _names_at(self, places: set[Key]) -> set[str]:
         store: Any = handlers._get_model_registry_store()
@@ -159,16 +212,12 @@ class FrozenPlaces:
             store: Any = handlers._get_model_registry_store()
         except UnsupportedModelRegistryStoreURIException:
             return frozenset(), frozenset()  # a server without a registry has no registered versions
-        with store.ManagedSessionMaker(read_only=False) as session:
-            created = SqlModelVersion.creation_time
-            alive = SqlModelVersion.current_stage != STAGE_DELETED_INTERNAL
-            counted = sqlalchemy.func.count(), sqlalchemy.func.max(created), sqlalchemy.func.sum(created)
-            seen = tuple(session.query(*counted).filter(alive).one())
+        # Plain SQL, on the database that is written to: this is asked once a second while files are uploaded.
+        with store.engine.connect() as connection:
+            seen = tuple(connection.execute(_STATE).one())
             if seen == self._seen:
                 return self._places
-            rows = (
-                session.query(SqlModelVersion.storage_location, SqlModelVersion.source).filter(alive).distinct().all()
-            )
+            rows = connection.execute(_LOCATIONS).all()
         uris = {location or source for location, source in rows if location or source}
         self._keys = {uri: self._keys.get(uri) or key_of(uri) for uri in uris}
         self._seen = seen

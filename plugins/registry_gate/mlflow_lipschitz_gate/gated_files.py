@@ -92,10 +92,13 @@ def _checked(method: Callable[..., Any], folder: str, file: str) -> Callable[...
         # A parameter of another name leaves the path empty, which stands for the whole repository: refused, not missed.
         path, name = given.get(folder) or "", os.fspath(given.get(file) or "")
         # Some repositories keep only the last part of a relative name, others all of it.
-        for target in {posixpath.basename(name), "" if posixpath.isabs(name) else name} - {"" if name else None}:
-            self.lipschitz_frozen.refuse_write(self.artifact_uri, posixpath.join(path, target), action)
+        targets = {posixpath.basename(name), "" if posixpath.isabs(name) else name} - {"" if name else None}
+        writes = [self.lipschitz_frozen.write(self.artifact_uri, posixpath.join(path, t), action) for t in targets]
+        for write in writes:
+            write.refuse()
         done = method(self, *args, **kwargs)
-        self.lipschitz_frozen.after_write(self.artifact_uri, posixpath.join(path, posixpath.basename(name)), action)
+        for write in writes:
+            write.after()
         return done
 
     return checked
@@ -104,14 +107,11 @@ def _checked(method: Callable[..., Any], folder: str, file: str) -> Callable[...
 def _checked_stream(method: Callable[..., None]) -> Callable[..., None]:
     @wraps(method)
     def checked(self: Any, stream: BinaryIO, artifact_file_name: str, artifact_path: str | None = None) -> None:
-        def ask() -> None:
-            name = posixpath.join(artifact_path or "", artifact_file_name)
-            self.lipschitz_frozen.refuse_write(self.artifact_uri, name, "to write")
-
-        ask()
-        method(self, _Watched(stream, ask), artifact_file_name, artifact_path)
         name = posixpath.join(artifact_path or "", artifact_file_name)
-        self.lipschitz_frozen.after_write(self.artifact_uri, name, "to write")
+        write = self.lipschitz_frozen.write(self.artifact_uri, name, "to write")
+        write.refuse()
+        method(self, _Watched(stream, write.refuse), artifact_file_name, artifact_path)
+        write.after()
 
     return checked
 
@@ -121,13 +121,8 @@ def _checked_async_stream(method: Callable[..., Any]) -> Callable[..., Any]:
     async def checked(
         self: Any, chunks: AsyncIterable[bytes], artifact_file_name: str, artifact_path: str | None = None
     ) -> None:
-        def ask() -> None:
-            name = posixpath.join(artifact_path or "", artifact_file_name)
-            self.lipschitz_frozen.refuse_write(self.artifact_uri, name, "to write")
-
-        def ask_after() -> None:
-            name = posixpath.join(artifact_path or "", artifact_file_name)
-            self.lipschitz_frozen.after_write(self.artifact_uri, name, "to write")
+        name = posixpath.join(artifact_path or "", artifact_file_name)
+        write = self.lipschitz_frozen.write(self.artifact_uri, name, "to write")
 
         async def asked(question: Callable[[], None]) -> None:
             # A look at the database must not hold up the event loop; a look at memory need not leave it.
@@ -140,11 +135,11 @@ def _checked_async_stream(method: Callable[..., Any]) -> Callable[..., Any]:
             async for chunk in chunks:
                 yield chunk
             # The version may have been registered while the bytes were coming in.
-            await asked(ask)
+            await asked(write.refuse)
 
-        await asked(ask)
+        await asked(write.refuse)
         await method(self, watched(), artifact_file_name, artifact_path)
-        await asked(ask_after)
+        await asked(write.after)
 
     return checked
 

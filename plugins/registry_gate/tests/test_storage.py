@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,5 +98,19 @@ def test_one_place_has_one_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         f"{tmp_path}/link/model",
     ]
     assert {key_of(spelling) for spelling in spellings} == {key_of_path(str(tmp_path), "0/model")}
+    (tmp_path / "0" / "model").mkdir()
+    (tmp_path / "0" / "model" / "again").symlink_to(tmp_path / "0" / "model", target_is_directory=True)
+    paths = [
+        "0/model",
+        "link/model",
+        "0/model/again",
+        "link/model/again/again",
+        "0/./model/",
+        "/" + str(tmp_path)[1:] + "/0/model",
+    ]
+    for path in [*paths, "absent", "0/absent/x", "link/absent/../x", "0/model/again/absent", "..", "../x", ""]:
+        real = os.path.realpath(os.path.join(tmp_path, path))
+        assert key_of_path(str(tmp_path), path) == "file:" + real
+        assert key_of_path(str(tmp_path / "link"), path) == "file:" + os.path.realpath(tmp_path / "link" / path)
     assert key_of("s3://Bucket/a/./b//c/") == key_of_path("s3://bucket/a", "b/c")
     assert key_of("s3://bucket/a") != key_of("s3://other/a")
