@@ -17,6 +17,10 @@ settings.register_profile(
 settings.register_profile("long", max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
+# Whoever runs the tests may have keys of their own configured; the tests bring theirs.
+for variable in ("LIPSCHITZ_SIGNING_KEY", "LIPSCHITZ_TRUSTED_KEYS", "LIPSCHITZ_REVOKED_KEYS"):
+    os.environ.pop(variable, None)
+
 # Test processes share the cores.
 torch.set_num_threads(1)
 

@@ -204,6 +204,29 @@ def verify_property(**options: Any) -> int:
 
 
 @cli.command()
+@click.option("--policy", type=_POLICY, required=True, help="Policy that new versions are audited under.")
+@click.option("--data", type=click.Path(path_type=Path), help="Rows to audit; default: each model's input example.")
+@click.option("--alias", "aliases", multiple=True, help="Alias that is taken back from unaudited versions; repeatable.")
+@click.option("--models", default="*", show_default=True, help="Registered models to look after (*, ?).")
+@click.option("--queue", type=_FILE, default="lipschitz-queue.db", show_default=True, help="Where deliveries are kept.")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=click.IntRange(1, 65535), default=5055, show_default=True)
+@click.option("--allow-unsigned", is_flag=True, help="Without keys, for trying out: unsigned attestations count.")
+@_sign_key
+@_trusted_keys
+@_revoked
+@_tracking_uri
+def serve(**options: Any) -> int:
+    """Receive MLflow's webhooks: audit new versions, take guarded aliases back from versions no audit vouches for.
+
+    LIPSCHITZ_WEBHOOK_SECRET holds the secret of the webhook.
+    """
+    from mlflow_lipschitz.cli import serving
+
+    return serving.serve(serving.ServeRequest(**options))
+
+
+@cli.command()
 @click.argument("check_type", required=False)
 def explain(check_type: str | None) -> int:
     """Say what a check's number means and does not mean; without an argument, list the checks."""

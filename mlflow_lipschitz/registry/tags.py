@@ -7,6 +7,7 @@ RUN_ID = "lipschitz.run_id"
 POLICY = "lipschitz.policy"
 ATTESTATION = "lipschitz.attestation"
 PROMOTION = "lipschitz.promotion"
+RECEIVER = "lipschitz.receiver"
 
 ARTIFACT_FOLDER = "lipschitz"
 ATTESTATION_FILE = "attestation.json"
