@@ -86,6 +86,8 @@ def _bar(title: str, bar: Progress, clock: Callable[[], float]) -> Report:
         paces[:] = paces or [Pace(now, done)]
         left = duration(paces[0].left(now, done, total))
         bar.update(task, completed=done, total=total, gap=_gap(gap), left=f"{left} left")
+        if bar.console.is_jupyter:  # where rich draws nothing at the end
+            bar.refresh()
 
     return report
 
