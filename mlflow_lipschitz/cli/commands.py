@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,8 @@ import click
 
 from mlflow_lipschitz.cli.failures import BLOCKED, FAILED, PASSED
 from mlflow_lipschitz.cli.interruption import orderly_end
-from mlflow_lipschitz.cli.output import show_audit, show_support
+from mlflow_lipschitz.cli.output import show_audit, show_failure, show_support
+from mlflow_lipschitz.errors import LipschitzError, PolicyError
 from mlflow_lipschitz.plain_text import safe_lines
 from mlflow_lipschitz.report.progress import progress
 
@@ -73,7 +75,12 @@ def demo(directory: Path) -> int:
 
 def audit(request: AuditRequest) -> int:
     """Audit one model and show one line per check."""
-    result = run_audit(request)
+    try:
+        result = run_audit(request)
+    except LipschitzError as error:
+        if request.style == "github":
+            show_failure(error, request.model_uri, str(request.policy))
+        raise
     show_audit(result, request.style, policy_file=str(request.policy))
     return _CODES[result.verdict.status]
 
@@ -124,13 +131,20 @@ def promote(request: PromoteRequest) -> int:
     return PASSED
 
 
-def policy_check(path: Path) -> int:
-    """Say `ok` with the policy's reference; PolicyError lists everything that is wrong."""
+def policy_check(paths: Sequence[Path]) -> int:
+    """Say `ok` with each policy's reference, or everything that is wrong with it; 2 when anything is."""
     from mlflow_lipschitz.policy import load_policy
 
-    policy = load_policy(path)
-    click.echo(f"ok: {policy.reference}, {len(policy.checks)} checks")
-    return PASSED
+    code = PASSED
+    for path in paths:
+        try:
+            policy = load_policy(path)
+        except PolicyError as error:
+            code = error.exit_code
+            click.echo(f"error: {safe_lines(error)}", err=True)
+        else:
+            click.echo(f"ok: {policy.reference}, {len(policy.checks)} checks")
+    return code
 
 
 def policy_init(request: ModelRequest, data: Path | None) -> int:

@@ -58,7 +58,7 @@ def test_killed_audits_end_as_undisturbed_ones(store: str, tmp_path: Path) -> No
         assert {**chain[-1]["outcome"], "seconds": None} == {**undisturbed["outcome"], "seconds": None}
     # Some kills came in the middle of the measuring.
     assert any(0 < len(leg["records"]) < ROWS // CHUNK for chain in chains[1:] for leg in chain[:-1])
-    no_run_goes_on(kills, len(chains))
+    no_run_goes_on(name, kills, len(chains))
 
 
 def nothing_is_measured_twice(chain: list[dict[str, Any]]) -> None:
@@ -74,11 +74,11 @@ def nothing_is_measured_twice(chain: list[dict[str, Any]]) -> None:
     assert missing <= noticed
 
 
-def no_run_goes_on(kills: int, chains: int) -> None:
+def no_run_goes_on(name: str, kills: int, chains: int) -> None:
     client = MlflowClient()
     experiment = client.get_experiment_by_name("tests")
     runs = client.search_runs([experiment.experiment_id], "tags.`lipschitz.attempt` != ''")
-    states = [run.info.status for run in runs]
+    states = [run.info.status for run in runs if run.info.run_name == f"lipschitz audit of models:/{name}/1"]
     assert states.count("FINISHED") == chains
     # A kill may come before there is a run, or after it has ended; one while it goes on is marked by the next leg.
     assert set(states) <= {"FINISHED", "KILLED"}
