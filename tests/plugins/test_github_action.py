@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -39,7 +40,8 @@ def model(tmp_path_factory: pytest.TempPathFactory, sqlite_store: str) -> tuple[
     name = fresh_name("action")
     log_onnx(name)
     mlflow.set_tracking_uri(before)
-    mlflow.set_registry_uri(None)
+    mlflow.set_registry_uri(None)  # type: ignore[arg-type]
+    os.environ.pop("MLFLOW_REGISTRY_URI", None)  # which set_registry_uri leaves
     return f"models:/{name}/1", sqlite_store
 
 
