@@ -30,7 +30,8 @@ def main() -> int:
         return finish(USAGE, {}, given)
     with tempfile.TemporaryDirectory() as scratch:
         said, shown = Path(scratch) / "outputs", Path(scratch) / "summary"
-        said.touch(), shown.touch()
+        for path in (said, shown):
+            path.touch()
         environment = {**os.environ, "GITHUB_OUTPUT": str(said), "GITHUB_STEP_SUMMARY": str(shown)}
         code, tail = run(command(os.environ), environment)
         values, summary = parsed(said.read_text(encoding="utf-8")), shown.read_text(encoding="utf-8")

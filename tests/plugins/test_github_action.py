@@ -6,6 +6,9 @@ import importlib.util
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -239,6 +242,24 @@ def test_verdict_and_exit_code_have_to_agree(
     monkeypatch.setenv("RUNNER_TEMP", str(tmp_path))
     assert script.main() == step
     assert script.parsed((tmp_path / "outputs").read_text())["verdict"] == said
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_cancelled_job_lets_the_audit_end_in_order() -> None:
+    """The runner sends its signal to the script; the audit gets it, and its exit code is waited for."""
+    audit = (
+        "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(3));"
+        "print('begun', file=sys.stderr, flush=True); time.sleep(100)"
+    )
+    script = "import os, run_audit, sys; sys.exit(run_audit.run([sys.executable, '-c', sys.argv[1]], os.environ)[0])"
+    step = subprocess.Popen(
+        [sys.executable, "-c", script, audit], cwd=ACTION, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
+    )
+    assert step.stderr is not None
+    assert step.stderr.readline() == "begun\n"
+    step.send_signal(signal.SIGTERM)
+    assert step.wait(60) == 3
+    step.stderr.close()
 
 
 def test_text_that_is_shown_cannot_end_its_block(script: ModuleType) -> None:

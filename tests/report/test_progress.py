@@ -7,8 +7,10 @@ import math
 import os
 import re
 import select
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -177,8 +179,11 @@ def in_a_notebook(code: str) -> tuple[str, list[str]]:
     """What a kernel displayed, as plain text, and the types of its messages."""
     from jupyter_client.manager import KernelManager
 
-    manager = KernelManager(transport="ipc") if sys.platform != "win32" else KernelManager()
-    manager.start_kernel(cwd=str(ROOT), env={k: v for k, v in os.environ.items() if k != "CI"})
+    # The path of a socket may not be long, as that of a test's own folder often is.
+    folder = Path(tempfile.mkdtemp())
+    manager = KernelManager(transport="ipc", ip=str(folder / "k")) if sys.platform != "win32" else KernelManager()
+    environment = {name: value for name, value in os.environ.items() if name != "CI"}
+    manager.start_kernel(env={**environment, "PYTHONPATH": str(ROOT)})
     client = manager.client()
     try:
         client.start_channels()
@@ -196,6 +201,7 @@ def in_a_notebook(code: str) -> tuple[str, list[str]]:
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_a_notebook_shows_a_bar_that_is_redrawn() -> None:
