@@ -104,7 +104,8 @@ def audit(
         data: rows to audit, see `load_rows`; None takes the model's input example.
         policy: a file, YAML text, or a loaded policy.
         out: directory for the artifacts, emptied of an earlier audit's results; a new temporary one when None.
-        progress: called with (rows done, rows in all, median relative gap).
+        progress: called with (rows done, rows in all, median relative gap), first with what is there before any work; the gap
+            is infinite while no row is done.
     Raises:
         PolicyError, InvalidData, UsageError, UntrustedModel: nothing was audited; something has to be changed first.
         UnsupportedOperator, FidelityError, RegistryError, AuditError: the audit failed; nothing is logged as passed.
