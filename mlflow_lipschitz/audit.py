@@ -10,20 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_lipschitz import __version__
 from mlflow_lipschitz.certificates.schema import Certificates
 from mlflow_lipschitz.certify.execution import resolve_device
 from mlflow_lipschitz.engine.ir.graph import Graph
-from mlflow_lipschitz.errors import AuditError, InvalidData, RegistryError
+from mlflow_lipschitz.errors import AuditError, InvalidData, RegistryError, UsageError
 from mlflow_lipschitz.frontends.fidelity import FidelityReport, ReplayOptions, replay
 from mlflow_lipschitz.gate.explain import CHECK_TYPES, explain
 from mlflow_lipschitz.gate.table import BoundsTable
 from mlflow_lipschitz.gate.verdict import Verdict, judge
 from mlflow_lipschitz.mlflow_plugin.logging import log_audit
-from mlflow_lipschitz.pipeline.artifacts import facts, write_artifacts
+from mlflow_lipschitz.pipeline.artifacts import facts, resumption, write_artifacts
 from mlflow_lipschitz.pipeline.baseline import baseline_of, rows_digest
 from mlflow_lipschitz.pipeline.intake import TracedModel, rows_for, traced_model
-from mlflow_lipschitz.pipeline.measure import Arrays, MeasureOptions, Progress, counterexamples, measure
+from mlflow_lipschitz.pipeline.journal import discard
+from mlflow_lipschitz.pipeline.journal_key import journal_key
+from mlflow_lipschitz.pipeline.measure import Arrays, MeasureOptions, Progress, counterexamples, measure, seconds_before
 from mlflow_lipschitz.pipeline.on_pass import promoted_on_pass, refuse_alias_without_version
 from mlflow_lipschitz.pipeline.probes import probe_points
 from mlflow_lipschitz.pipeline.proving import region_arrays, second_proof
@@ -49,7 +50,7 @@ class AuditOptions:
     Attributes:
         device: "auto", "cpu" or "cuda".
         trust_pickle: load models whose loading runs code from their files.
-        resume: go on from the finished rows in `out`.
+        resume: go on from the finished rows that a stopped audit of the same model, policy and rows left in `out`.
         chunk_size: rows worked on at a time; None takes the default.
         tracking_uri: MLflow store; None takes MLflow's current one.
         sign_key: file of the private key; None takes LIPSCHITZ_SIGNING_KEY, and without that the attestation is UNSIGNED.
@@ -103,13 +104,17 @@ def audit(
         data: rows to audit, see `load_rows`; None takes the model's input example.
         policy: a file, YAML text, or a loaded policy.
         out: directory for the artifacts, emptied of an earlier audit's results; a new temporary one when None.
-        progress: called with (rows done, rows in all, median relative gap).
+        progress: called with (rows done, rows in all, median relative gap), first with what is there before any work; the gap
+            is infinite while no row is done.
     Raises:
         PolicyError, InvalidData, UsageError, UntrustedModel: nothing was audited; something has to be changed first.
         UnsupportedOperator, FidelityError, RegistryError, AuditError: the audit failed; nothing is logged as passed.
+        Interrupted: it was stopped while rows were measured; finished ones are kept for `AuditOptions.resume`.
     """
     options = options or AuditOptions()
     resolve_device(options.device)
+    if options.resume and out is None:
+        raise UsageError("an audit is resumed in the directory that holds its finished rows: give --out")
     # Keys that cannot be used are said before any work.
     trust_from(options.trust), signing_key(options.sign_key)
     with workplace(out) as directory:
@@ -117,12 +122,15 @@ def audit(
         pulled = pull(model_uri, trust_pickle=options.trust_pickle, tracking_uri=options.tracking_uri)
         refuse_alias_without_version(policy, pulled)
         rows = rows_for(pulled, _data_or_example(data, pulled), policy)
-        with audit_run(pulled, options.tracking_uri) as run_id:
+        with audit_run(pulled, options.tracking_uri, directory) as run_id:
             result = audit_rows(pulled, rows, policy, directory, options=options, progress=progress)
             try:
                 log_audit(result, tracking_uri=options.tracking_uri, run_id=run_id)
             except RegistryError as error:
-                raise AuditError(f"{error}\nThe bounds and reports are kept in {directory}") from error
+                raise AuditError(
+                    f"{error}\nThe bounds and reports are kept in {directory}; --resume takes the bounds from there"
+                ) from error
+            discard(directory)
         passed = result.verdict.status == "passed"
         how = PromotionOptions(tracking_uri=options.tracking_uri, trust=options.trust)
         promotion = promoted_on_pass(policy, pulled, run_id, how) if passed else None
@@ -138,7 +146,10 @@ def audit_rows(
     options: AuditOptions | None = None,
     progress: Progress | None = None,
 ) -> AuditResult:
-    """The audit itself, of a pulled model on checked rows. Writes into `directory` only; logs nothing."""
+    """The audit itself, of a pulled model on checked rows. Writes into `directory` only; logs nothing.
+
+    The journal of finished rows stays there, until the caller has the outcome on record and calls `discard`.
+    """
     options, started = options or AuditOptions(), time.perf_counter()
     key = signing_key(options.sign_key)
     traced = traced_model(pulled, rows, policy)
@@ -148,9 +159,9 @@ def audit_rows(
     baseline = baseline_of(policy, rows, options.tracking_uri, trust_from(options.trust))
     fidelity = _replayed(traced, _served_by_name(pulled, rows), question)
 
-    arrays = measure(graph, rows, question, directory, _measure_options(options, policy), progress)
+    arrays = measure(graph, rows, question, directory, _how(options, pulled, policy, key), progress)
     table = BoundsTable.from_columns(*table_columns(rows, question, arrays))
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - started + seconds_before(arrays)
     verdict = judge(
         table,
         policy,
@@ -161,7 +172,7 @@ def audit_rows(
     )
 
     certificates = _certificates(graph, rows, question, arrays, outputs)
-    described = facts(policy, question, graph, fidelity, certificates.method, rows) | second_proof(arrays, directory)
+    described = facts(policy, question, graph, fidelity, certificates.method, rows) | _made(arrays, directory)
     content = replace(_content(pulled, policy, verdict, table, certificates, described), attested=_signer(key))
     metrics = {**table.metrics(), **verdict.metrics(), "lipschitz/seconds_total": seconds}
     hashes = write_artifacts(directory, table, policy, (graph, certificates), content)
@@ -195,11 +206,15 @@ def _replayed(traced: TracedModel, served: Served | None, question: Question) ->
     return replay(traced.graph, traced.model, points, served, extra_points=probes, options=options)
 
 
-def _measure_options(options: AuditOptions, policy: AuditPolicy) -> MeasureOptions:
+def _how(options: AuditOptions, pulled: PulledModel, policy: AuditPolicy, key: SigningKey | None) -> MeasureOptions:
     settings: dict[str, Any] = {"chunk_size": options.chunk_size} if options.chunk_size else {}
-    return MeasureOptions(
-        device=options.device, resume=options.resume, key=f"{policy.digest} {__version__}", **settings
-    )
+    fields = journal_key(pulled, policy, options.device)
+    return MeasureOptions(device=options.device, resume=options.resume, fields=fields, signer=key, **settings)
+
+
+def _made(arrays: Arrays, directory: Path) -> dict[str, str]:
+    """Facts of this one audit: what was proved a second time, and what is from before a stop."""
+    return second_proof(arrays, directory) | resumption(arrays)
 
 
 def _certificates(

@@ -105,6 +105,15 @@ class AuditError(LipschitzError):
     """The audit could not be completed. Nothing was decided, so nothing is passed."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Somebody stopped the audit, by Ctrl-C or SIGTERM; the message says what is kept and how to go on.
+
+    No LipschitzError, so that nothing that handles errors takes an interruption for one.
+    """
+
+    exit_code = 3
+
+
 class PromotionRefused(LipschitzError):
     """The model version may not be promoted; the message says what is missing."""
 

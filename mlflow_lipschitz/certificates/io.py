@@ -9,9 +9,11 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
+from mlflow_lipschitz.certificates.durable import write_durably
 from mlflow_lipschitz.certificates.graph_io import graph_arrays
 from mlflow_lipschitz.certificates.schema import SCHEMA, Certificates, Counterexample
 from mlflow_lipschitz.engine.ir.graph import Graph
@@ -121,15 +123,17 @@ def write_evidence(path: Path, start: int, arrays: Mapping[str, np.ndarray]) -> 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], more: Path | None = None) -> None:
     """Write an .npz, with the arrays of another archive added, so that an interrupted write never leaves a half file under its
     final name. The same arrays make the same bytes."""
-    partial = path.with_suffix(".partial")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-        _add(archive, arrays)
-        if more is not None and more.exists():
-            with zipfile.ZipFile(more) as added:
-                for name in added.namelist():
-                    with added.open(name) as source, archive.open(_entry(name), "w", force_zip64=True) as goal:
-                        shutil.copyfileobj(source, goal)
-    partial.replace(path)
+
+    def write(file: IO[bytes]) -> None:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            _add(archive, arrays)
+            if more is not None and more.exists():
+                with zipfile.ZipFile(more) as added:
+                    for name in added.namelist():
+                        with added.open(name) as source, archive.open(_entry(name), "w", force_zip64=True) as goal:
+                            shutil.copyfileobj(source, goal)
+
+    write_durably(path, write)
 
 
 def _add(archive: zipfile.ZipFile, arrays: Mapping[str, np.ndarray]) -> None:

@@ -142,12 +142,12 @@ def policy() -> None:
 
 
 @policy.command()
-@click.argument("path", type=_POLICY)
-def check(path: Path) -> int:
-    """Validate a policy file; every error at once, with its line."""
+@click.argument("paths", metavar="PATH...", type=_POLICY, nargs=-1, required=True)
+def check(paths: tuple[Path, ...]) -> int:
+    """Validate policy files; every error at once, with its line."""
     from mlflow_lipschitz.cli import commands
 
-    return commands.policy_check(path)
+    return commands.policy_check(paths)
 
 
 @policy.command()

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +11,11 @@ from typing import TYPE_CHECKING
 import click
 
 from mlflow_lipschitz.cli.failures import BLOCKED, FAILED, PASSED
-from mlflow_lipschitz.cli.output import show_audit, show_support
-from mlflow_lipschitz.cli.progress import progress
+from mlflow_lipschitz.cli.interruption import orderly_end
+from mlflow_lipschitz.cli.output import show_audit, show_failure, show_support
+from mlflow_lipschitz.errors import LipschitzError, PolicyError
 from mlflow_lipschitz.plain_text import safe_lines
+from mlflow_lipschitz.report.progress import progress
 
 if TYPE_CHECKING:
     from mlflow_lipschitz.audit import AuditResult
@@ -77,27 +75,36 @@ def demo(directory: Path) -> int:
 
 def audit(request: AuditRequest) -> int:
     """Audit one model and show one line per check."""
-    result = run_audit(request)
+    try:
+        result = run_audit(request)
+    except LipschitzError as error:
+        if request.style == "github":
+            show_failure(error, request.model_uri, str(request.policy))
+        raise
     show_audit(result, request.style, policy_file=str(request.policy))
     return _CODES[result.verdict.status]
 
 
 def run_audit(request: AuditRequest) -> AuditResult:
     """The audit itself, with progress on stderr."""
-    from mlflow_lipschitz.audit import AuditOptions
-    from mlflow_lipschitz.audit import audit as audit_model
-    from mlflow_lipschitz.registry.trust import TrustSources
+    with orderly_end() as end_if_asked, progress("certifying") as shown:
+        from mlflow_lipschitz.audit import AuditOptions
+        from mlflow_lipschitz.audit import audit as audit_model
+        from mlflow_lipschitz.registry.trust import TrustSources
 
-    options = AuditOptions(
-        device=request.device,
-        trust_pickle=request.trust_pickle,
-        resume=request.resume,
-        chunk_size=request.chunk_size,
-        tracking_uri=request.tracking_uri,
-        sign_key=request.sign_key,
-        trust=TrustSources(request.trusted_keys, request.revoked),
-    )
-    with _termination_as_interrupt(), progress("certifying") as report:
+        def report(done: int, total: int, gap: float) -> None:
+            end_if_asked()
+            shown(done, total, gap)
+
+        options = AuditOptions(
+            device=request.device,
+            trust_pickle=request.trust_pickle,
+            resume=request.resume,
+            chunk_size=request.chunk_size,
+            tracking_uri=request.tracking_uri,
+            sign_key=request.sign_key,
+            trust=TrustSources(request.trusted_keys, request.revoked),
+        )
         return audit_model(
             request.model_uri, request.data, request.policy, out=request.out, options=options, progress=report
         )
@@ -124,13 +131,20 @@ def promote(request: PromoteRequest) -> int:
     return PASSED
 
 
-def policy_check(path: Path) -> int:
-    """Say `ok` with the policy's reference; PolicyError lists everything that is wrong."""
+def policy_check(paths: Sequence[Path]) -> int:
+    """Say `ok` with each policy's reference, or everything that is wrong with it; 2 when anything is."""
     from mlflow_lipschitz.policy import load_policy
 
-    policy = load_policy(path)
-    click.echo(f"ok: {policy.reference}, {len(policy.checks)} checks")
-    return PASSED
+    code = PASSED
+    for path in paths:
+        try:
+            policy = load_policy(path)
+        except PolicyError as error:
+            code = error.exit_code
+            click.echo(f"error: {safe_lines(error)}", err=True)
+        else:
+            click.echo(f"ok: {policy.reference}, {len(policy.checks)} checks")
+    return code
 
 
 def policy_init(request: ModelRequest, data: Path | None) -> int:
@@ -184,16 +198,3 @@ def explain(check_type: str | None) -> int:
     else:
         raise click.UsageError(f"no check type {check_type!r}; there are: {', '.join(sorted(CHECK_TYPES))}")
     return PASSED
-
-
-@contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM end an audit as Ctrl-C does: finished rows are kept and the run is marked KILLED."""
-    if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

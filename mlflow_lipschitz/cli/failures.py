@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from mlflow_lipschitz.errors import LipschitzError
+from mlflow_lipschitz.errors import Interrupted, LipschitzError
 from mlflow_lipschitz.plain_text import one_line, safe_lines
 
 PASSED, BLOCKED, USAGE, FAILED = 0, 1, 2, 3
@@ -29,8 +29,11 @@ def exit_code_of(command: Callable[[], Any], *, verbose: bool = False) -> int:
         # What was typed is repeated there; the lines themselves are click's.
         click.echo("\n".join(one_line(line) for line in shown.getvalue().splitlines()), err=True)
         return USAGE if isinstance(error, click.UsageError) else FAILED
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted: nothing was decided, so nothing is passed", err=True)
+    except (click.Abort, KeyboardInterrupt) as error:
+        # click turns every interruption into an Abort.
+        cause = error if isinstance(error, Interrupted) else error.__cause__
+        told = str(cause) if isinstance(cause, Interrupted) else "nothing was decided, so nothing is passed"
+        click.echo(f"interrupted: {safe_lines(told)}", err=True)
         return FAILED
     except LipschitzError as error:
         return _told(str(error), error.exit_code, verbose=verbose)
@@ -50,8 +53,9 @@ def quiet_libraries() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore")
-            # The one warning that says something about the audit: the engine goes on with less at a time.
+            # The warnings that say something about the audit: the engine goes on with less at a time, or measures rows again.
             warnings.filterwarnings("always", message="out of GPU memory")
+            warnings.filterwarnings("always", message="the journal's record")
             yield
     finally:
         logging.disable(before)

@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from mlflow_lipschitz.report.content import ReportContent, verdict_word
 
 if TYPE_CHECKING:
     from mlflow_lipschitz.audit import AuditResult
+    from mlflow_lipschitz.errors import LipschitzError
     from mlflow_lipschitz.frontends.support import NodeSupport
 
 _LOG_WIDTH = 160
@@ -99,19 +101,39 @@ def show_support(nodes: Sequence[NodeSupport]) -> None:
     click.echo(f"{len(nodes)} nodes, {missing} unsupported")
 
 
-def _github(result: AuditResult, policy_file: str) -> None:
-    from dataclasses import replace
+def show_failure(error: LipschitzError, model: str, policy_file: str) -> None:
+    """What GitHub shows of an audit that could not be completed."""
+    from mlflow_lipschitz.report.github import failure_annotations
+    from mlflow_lipschitz.report.summary import failure_markdown
 
-    from mlflow_lipschitz.report.github import github_annotations
+    for line in failure_annotations(error, policy_file):
+        click.echo(line)
+    _append("GITHUB_STEP_SUMMARY", failure_markdown(model, str(error)))
+
+
+def _github(result: AuditResult, policy_file: str) -> None:
+    from mlflow_lipschitz.report.github import github_annotations, step_outputs
     from mlflow_lipschitz.report.summary import summary_markdown
 
     content = replace(result.content, policy_file=policy_file)
     for line in github_annotations(content):
         click.echo(line)
-    summary = os.environ.get("GITHUB_STEP_SUMMARY")
-    if summary:
-        with Path(summary).open("a", encoding="utf-8") as file:
-            file.write(summary_markdown(content))
+    _append("GITHUB_STEP_SUMMARY", summary_markdown(content))
+    values = {
+        "verdict": result.verdict.status,
+        "run-id": result.run_id or "",
+        "directory": str(result.directory),
+        "attestation": result.attestation.digest,
+    }
+    _append("GITHUB_OUTPUT", step_outputs(values))
+
+
+def _append(variable: str, text: str) -> None:
+    """Add to the file that the runner names, where there is a runner."""
+    path = os.environ.get(variable)
+    if path:
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(text)
 
 
 def _strict(value: Any) -> Any:

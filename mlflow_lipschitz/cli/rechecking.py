@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_lipschitz.checker.verification import recheck
-from mlflow_lipschitz.cli.progress import progress
 from mlflow_lipschitz.registry.checking import Finding
+from mlflow_lipschitz.report.progress import progress
 
 if TYPE_CHECKING:
     from mlflow_lipschitz.registry.vouching import FoundAudit
@@ -29,7 +30,8 @@ def recheck_findings(found: FoundAudit) -> tuple[Finding, ...]:
 
 def _findings(folder: Path, graph: str | None) -> Iterator[Finding]:
     with progress("proving again") as report:
-        done = recheck(folder, progress=lambda points, total: report(points, total, 0.0))
+        report(0, 0, math.inf)  # how many there are is in the files
+        done = recheck(folder, progress=lambda points, total: report(points, total, math.inf))
     if done.graph_sha256 != graph:
         yield Finding(_TOPIC, "they are about another graph than the attestation", False)
     for problem in done.refuted[:_SHOWN]:

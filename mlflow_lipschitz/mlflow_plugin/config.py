@@ -23,6 +23,7 @@ class EvaluatorConfig:
         device, chunk_size: as in `AuditOptions`.
         trust_pickle: load pickled models.
         out: folder for the artifacts; a temporary one by default.
+        resume: go on from the finished rows that a stopped evaluation left in `out`.
         raise_on_block: end `evaluate` with an error when the policy does not pass, instead of saying so in the results.
     """
 
@@ -32,6 +33,7 @@ class EvaluatorConfig:
     chunk_size: int | None = None
     trust_pickle: bool = False
     out: str | Path | None = None
+    resume: bool = False
     raise_on_block: bool = False
 
 
@@ -42,6 +44,7 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "chunk_size": (int,),
     "trust_pickle": (bool,),
     "out": (str, Path),
+    "resume": (bool,),
     "raise_on_block": (bool,),
 }
 
@@ -56,6 +59,8 @@ def parse_config(config: Mapping[str, Any]) -> EvaluatorConfig:
         value = config.get(name)
         if value is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
             problems.append(f"{name!r} must be {' or '.join(kind.__name__ for kind in kinds)}, not {value!r}")
+    if config.get("resume") and not config.get("out"):
+        problems.append("'resume' needs 'out', the folder that holds the finished rows")
     if problems:
         raise UsageError(
             f"evaluator_config of the lipschitz evaluator: {'; '.join(problems)}. Known keys: {', '.join(names)}."

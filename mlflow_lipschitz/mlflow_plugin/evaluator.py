@@ -60,6 +60,7 @@ class LipschitzEvaluator(ModelEvaluator):
         from mlflow_lipschitz.mlflow_plugin.config import parse_config
         from mlflow_lipschitz.mlflow_plugin.logging import log_audit, loggable
         from mlflow_lipschitz.mlflow_plugin.results import evaluation_result
+        from mlflow_lipschitz.pipeline.journal import discard
         from mlflow_lipschitz.pipeline.workplace import workplace
 
         config = parse_config(evaluator_config or {})
@@ -68,6 +69,7 @@ class LipschitzEvaluator(ModelEvaluator):
             result = _audit(config, uri, dataset, directory)
             # MLflow logs the returned metrics itself when, and only when, it knows the model's id.
             log_audit(result, run_id=run_id, dataset=_known_rows(run_id), metrics=known.get("model_id") is None)
+            discard(directory)
             answer = evaluation_result(result, loggable(result.metrics), run_id)
         if config.out is None:  # everything is in the run now; after a failure the folder stays
             shutil.rmtree(result.directory, ignore_errors=True)
@@ -104,12 +106,16 @@ def _audit(config: EvaluatorConfig, uri: str, dataset: Any, directory: Path) -> 
     from mlflow_lipschitz.pipeline.intake import rows_for
     from mlflow_lipschitz.policy import load_policy
     from mlflow_lipschitz.registry.pull import pull
+    from mlflow_lipschitz.report.progress import progress
 
     policy = load_policy(config.policy)
     pulled = pull(uri, trust_pickle=config.trust_pickle)
     rows = rows_for(pulled, rows_of(dataset, policy), policy)
-    options = AuditOptions(device=config.device, chunk_size=config.chunk_size, trust_pickle=config.trust_pickle)
-    return audit_rows(pulled, rows, policy, directory, options=options)
+    options = AuditOptions(
+        device=config.device, chunk_size=config.chunk_size, trust_pickle=config.trust_pickle, resume=config.resume
+    )
+    with progress("certifying") as report:
+        return audit_rows(pulled, rows, policy, directory, options=options, progress=report)
 
 
 def _known_rows(run_id: str) -> RowsDataset | None:

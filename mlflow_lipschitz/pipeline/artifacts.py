@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mlflow_lipschitz.audited_rows import AuditedRows
 from mlflow_lipschitz.certificates.io import EVIDENCE_FILE, write_certificates
@@ -83,6 +86,12 @@ def facts(
         "policy": policy.reference,
         "versions": ", ".join(f"{name} {_version(name)}" for name in ("mlflow-lipschitz", "torch", "onnx", "mlflow")),
     }
+
+
+def resumption(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Said of an audit that was stopped and resumed: how many rows are from before."""
+    before, total = int(arrays["resumed"].sum()), len(arrays["resumed"])
+    return {"resumed": f"{before} of {total} rows are from the journal of an earlier run"} if before else {}
 
 
 def arithmetic_in_words(graph: Graph, question: Question) -> str:

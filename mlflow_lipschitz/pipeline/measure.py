@@ -1,29 +1,30 @@
-"""Certify row after row, chunk after chunk, and keep every finished chunk on disk.
-
-An interrupted audit loses at most one chunk; `resume` goes on after the last one if graph, policy and rows are the
-same.
-"""
+"""Certify row after row, chunk after chunk, and keep every finished chunk in the journal: what is lost is at most one chunk."""
 
 from __future__ import annotations
 
-import hashlib
+import math
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mlflow_lipschitz.certificates.io import EVIDENCE, EVIDENCE_FILE, read_arrays, write_arrays, write_evidence
+from mlflow_lipschitz.certificates.io import EVIDENCE, EVIDENCE_FILE, write_evidence
 from mlflow_lipschitz.certificates.schema import Counterexample
 from mlflow_lipschitz.certify import certified_radius, certify_lipschitz, certify_monotonicity, find_violation
 from mlflow_lipschitz.certify.monotonicity import MonotonicityCertificate
 from mlflow_lipschitz.engine.ir.graph import Graph
 from mlflow_lipschitz.engine.propagation.interpreter import evaluate
+from mlflow_lipschitz.errors import AuditError, Interrupted
+from mlflow_lipschitz.pipeline.journal import Journal, opened, spans
+from mlflow_lipschitz.pipeline.journal_key import measured_fields
+from mlflow_lipschitz.pipeline.partial import how_to_go_on, leave_partial_table
 from mlflow_lipschitz.pipeline.proving import Found, proved_again
 from mlflow_lipschitz.pipeline.question import Question
+from mlflow_lipschitz.pipeline.row_bounds import gap_of
+from mlflow_lipschitz.registry.keys import SigningKey
 from mlflow_lipschitz.rows import AuditedRows
 
 DEFAULT_CHUNK = 32
@@ -39,14 +40,16 @@ class MeasureOptions:
     Attributes:
         device: "auto", "cpu" or "cuda".
         chunk_size: rows certified and then saved together.
-        resume: take finished chunks found in the directory.
-        key: digest of what the rows are judged by; chunks of another key are not taken.
+        resume: take finished rows found in the journal.
+        fields: what the numbers depend on besides graph, rows and chunk size, by names for people; see journal_key.py.
+        signer: signs the journal's records, and whose signature counts; None: they have none.
     """
 
     device: str = "auto"
     chunk_size: int = DEFAULT_CHUNK
     resume: bool = False
-    key: str = ""
+    fields: Mapping[str, str] = field(default_factory=dict)
+    signer: SigningKey | None = None
 
 
 def measure(
@@ -57,38 +60,69 @@ def measure(
     options: MeasureOptions,
     progress: Progress | None = None,
 ) -> Arrays:
-    """All bounds of all rows; every array has the rows as its first axis.
+    """All bounds of all rows; every array has the rows as its first axis. `resumed` (P,) tells which rows an earlier run measured.
 
-    Finished chunks are kept in `directory`/chunks and removed when all rows are done. What leads a second program to the same
-    bounds is in `directory`/evidence.npz then.
+    Finished chunks are kept in the journal in `directory`, which is the caller's to discard once the audit is on record. What leads
+    a second program to the same bounds is in `directory`/evidence.npz then. A run that is stopped leaves a partial table.
+
+    Raises:
+        Interrupted: the work was stopped; the message says what is kept and how to go on.
+        UsageError: the journal is of another audit. AuditError: it cannot be written.
     """
-    folder = directory / "chunks"
-    folder.mkdir(parents=True, exist_ok=True)
-    key = _key(graph, rows, options.key)
-    done, start = [], 0
-    while start < len(rows):
-        path = folder / f"{start:08d}.npz"
-        arrays = _finished(path, key) if options.resume else None
+    fields = {**options.fields, **measured_fields(graph, rows), "chunk size": str(options.chunk_size)}
+    journal = opened(directory, fields, options.signer, resume=options.resume)
+    chunks, done = list(spans(len(rows), options.chunk_size)), {}
+    try:
+        if options.resume:
+            done = _resumed(journal, chunks)
+        _tell(progress, done, len(rows))
+        for start, stop in chunks:
+            if start not in done:
+                arrays = _measure_chunk(graph, rows.take(np.arange(start, stop)), question, options.device)
+                journal.keep(start, arrays)
+                done[start] = _without_evidence(arrays, resumed=False)
+                _tell(progress, done, len(rows))
+        _gather_evidence(journal, chunks, directory / EVIDENCE_FILE)
+    except BaseException as error:
+        leave_partial_table(directory, rows, question, done, error)
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(how_to_go_on(directory, done, len(rows))) from error
+        raise
+    parts = [done[start] for start, _ in chunks]
+    return {name: np.concatenate([arrays[name] for arrays in parts]) for name in parts[0]}
+
+
+def seconds_before(arrays: Mapping[str, np.ndarray]) -> float:
+    """Time that rows took which an earlier run of the audit measured: a stop does not make an audit faster."""
+    return float(arrays["seconds"][arrays["resumed"]].sum())
+
+
+def _resumed(journal: Journal, chunks: Sequence[tuple[int, int]]) -> dict[int, Arrays]:
+    found = {start: journal.kept(start, stop - start) for start, stop in chunks}
+    return {start: _without_evidence(arrays, resumed=True) for start, arrays in found.items() if arrays is not None}
+
+
+def _without_evidence(arrays: Arrays, *, resumed: bool) -> Arrays:
+    kept = {name: values for name, values in arrays.items() if not name.startswith(EVIDENCE)}
+    return {**kept, "resumed": np.full(len(kept["lipschitz_upper"]), resumed)}
+
+
+def _tell(progress: Progress | None, done: Mapping[int, Arrays], total: int) -> None:
+    if progress:
+        gaps = [gap_of(arrays) for arrays in done.values()]
+        finished = np.concatenate(gaps) if gaps else np.zeros(0)
+        progress(len(finished), total, float(np.median(finished)) if len(finished) else math.inf)
+
+
+def _gather_evidence(journal: Journal, chunks: Sequence[tuple[int, int]], goal: Path) -> None:
+    """One archive of all chunks' evidence, chunk by chunk: memory holds one."""
+    goal.unlink(missing_ok=True)
+    for start, stop in chunks:
+        arrays = journal.kept(start, stop - start)
         if arrays is None:
-            part = rows.take(np.arange(start, min(start + options.chunk_size, len(rows))))
-            arrays = _measure_chunk(graph, part, question, options.device)
-            write_arrays(path, {**arrays, "key": np.array(key)})
-        done.append({name: values for name, values in arrays.items() if not name.startswith(EVIDENCE)})
-        start += len(arrays["lipschitz_upper"])
-        if progress:
-            progress(start, len(rows), float(np.median(np.concatenate([gap_of(a) for a in done]))))
-    _gather_evidence(folder, directory / EVIDENCE_FILE)
-    merged = {name: np.concatenate([arrays[name] for arrays in done]) for name in done[0]}
-    _remove_chunks(folder)
-    return merged
-
-
-def gap_of(arrays: Arrays) -> np.ndarray:
-    """(P,) relative gap (upper − lower) / upper: 0 where both are zero, infinite where there is no upper bound."""
-    upper, lower = arrays["lipschitz_upper"], arrays["lipschitz_lower"]
-    safe = np.where(np.isfinite(upper) & (upper > 0), upper, 1.0)
-    gap = np.maximum(np.where(upper > 0, (np.where(np.isfinite(upper), upper, 0.0) - lower) / safe, 0.0), 0.0)
-    return np.where(np.isfinite(upper), gap, np.inf)
+            raise AuditError(f"finished rows disappeared from {journal.folder} during the audit: go on with --resume")
+        evidence = {name[len(EVIDENCE) :]: values for name, values in arrays.items() if name.startswith(EVIDENCE)}
+        write_evidence(goal, start, evidence or {"none": np.zeros(0)})
 
 
 def _measure_chunk(graph: Graph, rows: AuditedRows, question: Question, device: str) -> Arrays:
@@ -215,35 +249,3 @@ def counterexamples(rows: AuditedRows, question: Question, arrays: Arrays) -> tu
                 )
             )
     return tuple(found)
-
-
-def _gather_evidence(folder: Path, goal: Path) -> None:
-    """One archive of all chunks' evidence, chunk by chunk: memory holds one."""
-    goal.unlink(missing_ok=True)
-    for path in sorted(folder.glob("*.npz")):
-        arrays = read_arrays(path)
-        evidence = {name[len(EVIDENCE) :]: values for name, values in arrays.items() if name.startswith(EVIDENCE)}
-        write_evidence(goal, int(path.stem), evidence or {"none": np.zeros(0)})
-
-
-def _remove_chunks(folder: Path) -> None:
-    """Our own files only; a file that somebody else put there stays, and the folder with it."""
-    for pattern in ("*.npz", "*.partial"):
-        for path in folder.glob(pattern):
-            path.unlink()
-    with suppress(OSError):
-        folder.rmdir()
-
-
-def _finished(path: Path, key: str) -> Arrays | None:
-    if not path.is_file():
-        return None
-    arrays = read_arrays(path)
-    return arrays if str(arrays.pop("key", "")) == key else None
-
-
-def _key(graph: Graph, rows: AuditedRows, extra: str) -> str:
-    digest = hashlib.sha256(f"{graph.content_hash()} {extra} {rows.points.shape} {rows.feature_names}".encode())
-    digest.update(np.ascontiguousarray(rows.points).tobytes())
-    digest.update(np.ascontiguousarray(rows.scale).tobytes())
-    return digest.hexdigest()

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_lipschitz.pipeline.measure import Arrays, gap_of
 from mlflow_lipschitz.pipeline.question import Question
 from mlflow_lipschitz.rows import AuditedRows
+
+Arrays = dict[str, np.ndarray]
 
 
 def table_columns(rows: AuditedRows, question: Question, arrays: Arrays) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -40,6 +41,14 @@ def table_columns(rows: AuditedRows, question: Question, arrays: Arrays) -> tupl
     for index in question.columns:
         columns |= _feature_columns(rows.feature_names[index], index, question, arrays, failed)
     return tuple(rows.feature_names[i] for i in question.columns), columns
+
+
+def gap_of(arrays: Arrays) -> np.ndarray:
+    """(P,) relative gap (upper − lower) / upper: 0 where both are zero, infinite where there is no upper bound."""
+    upper, lower = arrays["lipschitz_upper"], arrays["lipschitz_lower"]
+    safe = np.where(np.isfinite(upper) & (upper > 0), upper, 1.0)
+    gap = np.maximum(np.where(upper > 0, (np.where(np.isfinite(upper), upper, 0.0) - lower) / safe, 0.0), 0.0)
+    return np.where(np.isfinite(upper), gap, np.inf)
 
 
 def row_status(question: Question, arrays: Arrays, failed: np.ndarray) -> np.ndarray:

@@ -6,32 +6,38 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from mlflow.tracking import MlflowClient
 
 from mlflow_lipschitz.errors import LipschitzError, RegistryError
 from mlflow_lipschitz.mlflow_plugin.logging import log_failure
+from mlflow_lipschitz.pipeline.run_note import LABEL, end_killed_run, forget_run, note_run
 from mlflow_lipschitz.registry.pull import PulledModel
 from mlflow_lipschitz.registry.store import client_for, store_errors
 
-_LABEL = "lipschitz.attempt"
-
 
 @contextmanager
-def audit_run(pulled: PulledModel, tracking_uri: str | None = None) -> Iterator[str]:
+def audit_run(pulled: PulledModel, tracking_uri: str | None, directory: Path) -> Iterator[str]:
     """A run beside the one that logged the model; FINISHED, KILLED on Ctrl-C, or FAILED, when the block ends.
+
+    The run of an earlier audit that was killed by force in `directory` is marked KILLED first.
 
     Raises:
         RegistryError: the store does not answer, or the run disappeared meanwhile.
     """
     client, label = client_for(tracking_uri), uuid.uuid4().hex
     experiment, run_id = os.environ.get("MLFLOW_EXPERIMENT_ID") or "0", None
+    # A store that forgot the killed run is no reason not to audit.
+    with suppress(RegistryError):
+        end_killed_run(directory, client)
     try:
         with store_errors("start a run for the audit"):
             if pulled.run_id:
                 experiment = client.get_run(pulled.run_id).info.experiment_id
             name = f"lipschitz audit of {pulled.uri}"
-            run_id = client.create_run(experiment, run_name=name, tags={_LABEL: label}).info.run_id
+            run_id = client.create_run(experiment, run_name=name, tags={LABEL: label}).info.run_id
+        note_run(directory, run_id, label)
         yield run_id
     except BaseException as error:
         # The first failure is the one to report; that the store is gone too would hide it.
@@ -40,8 +46,10 @@ def audit_run(pulled: PulledModel, tracking_uri: str | None = None) -> Iterator[
                 log_failure(pulled, run_id, tracking_uri=tracking_uri)
         with suppress(RegistryError):
             _abandon(client, experiment, run_id, label, error)
+        forget_run(directory)
         raise
     _end(client, run_id, "FINISHED")
+    forget_run(directory)
 
 
 def _abandon(client: MlflowClient, experiment: str, run_id: str | None, label: str, error: BaseException) -> None:
@@ -50,7 +58,7 @@ def _abandon(client: MlflowClient, experiment: str, run_id: str | None, label: s
         _end(client, run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
     elif not isinstance(error, Exception):
         with store_errors("look for an interrupted run"):
-            for run in client.search_runs([experiment], f"tags.`{_LABEL}` = '{label}'"):
+            for run in client.search_runs([experiment], f"tags.`{LABEL}` = '{label}'"):
                 _end(client, run.info.run_id, "KILLED")
 
 

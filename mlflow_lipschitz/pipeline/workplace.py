@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mlflow_lipschitz.errors import UsageError
 from mlflow_lipschitz.mlflow_plugin.logging import ARTIFACTS
+from mlflow_lipschitz.pipeline.partial import PARTIAL_FILES
 from mlflow_lipschitz.registry import tags
 
 LOCK_FILE = ".mlflow-lipschitz.lock"
@@ -20,8 +21,9 @@ LOCK_FILE = ".mlflow-lipschitz.lock"
 def workplace(out: str | Path | None) -> Iterator[Path]:
     """`out` (a new temporary directory when None), held until the block ends and rid of an earlier audit's results.
 
-    Whatever happens to this audit, a report of the one before it must not be read as its outcome. Finished chunks stay,
-    for `resume`, and so does policy.yaml, which is no outcome and may be the very file this audit was started with.
+    Whatever happens to this audit, a report of the one before it must not be read as its outcome. The journal of finished
+    rows stays, for `resume`, and so does policy.yaml, which is no outcome and may be the very file this audit was started
+    with.
 
     Raises:
         UsageError: another audit holds the directory, or it cannot be written to.
@@ -47,7 +49,7 @@ def workplace(out: str | Path | None) -> Iterator[Path]:
 
 def _clear(directory: Path) -> None:
     try:
-        for name in ARTIFACTS:
+        for name in (*ARTIFACTS, *PARTIAL_FILES):
             if name != tags.POLICY_FILE:
                 (directory / name).unlink(missing_ok=True)
     except OSError as error:

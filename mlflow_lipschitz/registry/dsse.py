@@ -59,9 +59,9 @@ class Envelope:
         return cls(strict_base64(value["payload"], "its payload"), signatures)
 
 
-def pre_authentication_encoding(payload: bytes) -> bytes:
+def pre_authentication_encoding(payload: bytes, payload_type: str = PAYLOAD_TYPE) -> bytes:
     """What a signature covers: `DSSEv1`, then type and payload, each with its length, all between single spaces."""
-    kind = PAYLOAD_TYPE.encode()
+    kind = payload_type.encode()
     return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
 
 

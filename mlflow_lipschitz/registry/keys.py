@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from mlflow_lipschitz.errors import UsageError
-from mlflow_lipschitz.registry.dsse import Signature, pre_authentication_encoding
+from mlflow_lipschitz.registry.dsse import PAYLOAD_TYPE, Signature, pre_authentication_encoding
 
 SIGNING_KEY = "LIPSCHITZ_SIGNING_KEY"
 TRUSTED_KEYS = "LIPSCHITZ_TRUSTED_KEYS"
@@ -44,10 +44,11 @@ class PublicKey:
         """`sha256:` and the hex SHA-256 of the 32 bytes."""
         return "sha256:" + hashlib.sha256(self.raw).hexdigest()
 
-    def verifies(self, payload: bytes, signature: Signature) -> bool:
-        """Whether `signature` is this key's over `payload` in a DSSE envelope."""
+    def verifies(self, payload: bytes, signature: Signature, payload_type: str = PAYLOAD_TYPE) -> bool:
+        """Whether `signature` is this key's over `payload` in a DSSE envelope for documents of this type."""
+        signed = pre_authentication_encoding(payload, payload_type)
         try:
-            Ed25519PublicKey.from_public_bytes(self.raw).verify(signature.sig, pre_authentication_encoding(payload))
+            Ed25519PublicKey.from_public_bytes(self.raw).verify(signature.sig, signed)
         except InvalidSignature:
             return False
         return True
@@ -64,9 +65,9 @@ class SigningKey:
         raw = serialization.Encoding.Raw, serialization.PublicFormat.Raw
         return PublicKey(self._key.public_key().public_bytes(*raw))
 
-    def sign(self, payload: bytes) -> Signature:
+    def sign(self, payload: bytes, payload_type: str = PAYLOAD_TYPE) -> Signature:
         """The signature of a DSSE envelope around `payload`."""
-        return Signature(self.public.keyid, self._key.sign(pre_authentication_encoding(payload)))
+        return Signature(self.public.keyid, self._key.sign(pre_authentication_encoding(payload, payload_type)))
 
     def __repr__(self) -> str:
         return f"SigningKey({self.public.keyid})"

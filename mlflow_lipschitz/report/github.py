@@ -1,7 +1,11 @@
-"""GitHub workflow commands: each failed check becomes an annotation on its line of the policy file."""
+"""What GitHub shows of an audit: annotations on the lines of the policy file, outputs of the step, and why it failed."""
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Mapping
+
+from mlflow_lipschitz.errors import LipschitzError, PolicyError
 from mlflow_lipschitz.plain_text import one_line
 from mlflow_lipschitz.report.content import ReportContent
 
@@ -21,6 +25,24 @@ def github_annotations(content: ReportContent) -> list[str]:
         place = f"file={_property(content.policy_file)}" + (f",line={check.line}" if check.line else "")
         found[kind].append(f"::{kind} {place},title={_property(check.id)}::{_message(check.message)}")
     return [line for kind in found.values() for line in kind[:PER_KIND]]
+
+
+def failure_annotations(error: LipschitzError, policy_file: str) -> list[str]:
+    """The same for an audit that could not be completed; mistakes in the policy on their lines."""
+    if not isinstance(error, PolicyError):
+        return [f"::error title={_property('audit failed')}::{_message(str(error))}"]
+    lines = []
+    for issue in error.errors[:PER_KIND]:
+        place = f"file={_property(policy_file)}" + (f",line={issue.line}" if issue.line else "")
+        told = f"{issue.where}: {issue.message}" if issue.where else issue.message
+        lines.append(f"::error {place},title={_property('policy error')}::{_message(told)}")
+    return lines
+
+
+def step_outputs(values: Mapping[str, str]) -> str:
+    """Text for the file GITHUB_OUTPUT. A value ends at a line that nobody can have foreseen, so none can set another output."""
+    end = f"end-{uuid.uuid4().hex}"
+    return "".join(f"{name}<<{end}\n{value}\n{end}\n" for name, value in values.items())
 
 
 def _message(text: str) -> str:

@@ -49,6 +49,12 @@ def summary_markdown(content: ReportContent) -> str:
     return text.encode()[: SIZE_LIMIT - 40].decode(errors="ignore") + "\n\n(cut; see report.html)\n"
 
 
+def failure_markdown(model: str, reason: str) -> str:
+    """The summary of an audit that could not be completed."""
+    why = " ".join(_cell(line) for line in reason.splitlines())[: SIZE_LIMIT // 4]
+    return f"## ERROR: `{_code(model)}`\n\nThe audit could not be completed, so nothing is passed.\n\n{why}\n"
+
+
 def _cell(text: object) -> str:
     """Text that cannot leave its table cell nor become markup: GitHub and MLflow both render HTML inside Markdown."""
     escaped = (

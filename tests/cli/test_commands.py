@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import mlflow
@@ -21,6 +22,8 @@ from mlflow.tracking import MlflowClient
 from onnx import TensorProto, helper, numpy_helper
 from sklearn.linear_model import LinearRegression
 
+from mlflow_lipschitz.errors import AuditError
+from mlflow_lipschitz.gate.table import BoundsTable
 from mlflow_lipschitz.policy import load_policy
 from tests.cli.conftest import Answer
 from tests.registry.stores import FEATURES, artifact_folder, fresh_name, log_onnx, rows
@@ -352,7 +355,7 @@ def test_an_interruption_keeps_finished_rows_and_resume_goes_on(
     script = textwrap.dedent(
         f"""
         import os
-        import mlflow_lipschitz.cli.progress as progress
+        import mlflow_lipschitz.report.progress as progress
         from contextlib import contextmanager
 
         @contextmanager
@@ -371,8 +374,12 @@ def test_an_interruption_keeps_finished_rows_and_resume_goes_on(
     environment = {**os.environ, "MLFLOW_TRACKING_URI": store, "PYTHONPATH": root}
     ended = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert ended.returncode == 3, ended.stderr
-    assert "interrupted" in ended.stderr
-    assert len(list((out / "chunks").glob("*.npz"))) == 2
+    assert f"interrupted: 4 of 8 rows are finished and kept in {out}" in ended.stderr
+    assert len(list((out / "work").glob("*.npz"))) == 2
+    assert json.loads((out / "partial.json").read_text())["status"] == "KILLED"
+    partial = BoundsTable.read(out / "points.partial.parquet")
+    assert partial.columns["status"].tolist() == ["certified"] * 4 + ["undecided"] * 4
+    assert not (out / "attestation.json").exists()
     experiment = MlflowClient().get_experiment_by_name("tests")
     newest = MlflowClient().search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"])[0]
     assert newest.info.status == "KILLED"
@@ -380,8 +387,41 @@ def test_an_interruption_keeps_finished_rows_and_resume_goes_on(
 
     resumed = command(*arguments, "--resume")
     assert resumed.code == 0
-    assert "4/8" in resumed.err
-    assert not (out / "chunks").exists()
+    assert "4/8 rows were finished before" in resumed.err
+    assert not (out / "work").exists()
+    assert not list(out.glob("*partial*"))
+    whole = command(*arguments[:-4], "--out", tmp_path / "whole", "--chunk-size", 2)
+    assert whole.code == 0
+    digests = [BoundsTable.read(folder / "points.parquet").bounds_digest() for folder in (out, tmp_path / "whole")]
+    assert digests[0] == digests[1]
+    assert "4 of 8 rows are from the journal of an earlier run" in (out / "report.html").read_text()
+
+
+def test_a_resumption_needs_a_directory_and_the_same_question(
+    command: Command, uri: str, data: Path, policy: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    audit = ("audit", uri, "--data", data, "--chunk-size", 2)
+    answer = command(*audit, "--policy", policy, "--resume")
+    assert (answer.code, "give --out" in answer.err) == (2, True)
+
+    def failing(*_: object) -> None:
+        raise AuditError("the store is gone")
+
+    with pytest.MonkeyPatch.context() as patch:
+        # A store that disappears after the last bound and before the first upload.
+        patch.setattr(import_module("mlflow_lipschitz.audit"), "log_audit", failing)
+        answer = command(*audit, "--policy", policy, "--out", out)
+    assert answer.code == 3
+    assert len(list((out / "work").glob("*.npz"))) == 4
+    other = tmp_path / "other.yaml"
+    other.write_text(policy.read_text().replace("1000.0", "2000.0"))
+    answer = command(*audit, "--policy", other, "--out", out, "--resume")
+    assert (answer.code, "it had another policy (digest)" in answer.err) == (2, True)
+    answer = command(*audit, "--policy", policy, "--out", out, "--resume")
+    assert answer.code == 0
+    assert "8/8 rows were finished before" in answer.err
+    assert not (out / "work").exists()
 
 
 def test_a_proposed_policy_audits_the_model(command: Command, uri: str, data: Path, tmp_path: Path) -> None:

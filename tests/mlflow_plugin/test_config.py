@@ -27,3 +27,9 @@ def test_all_errors_at_once() -> None:
 def test_a_boolean_is_no_number() -> None:
     with pytest.raises(UsageError, match="chunk_size"):
         parse_config({"policy": "p.yaml", "chunk_size": True})
+
+
+def test_to_go_on_there_has_to_be_a_folder() -> None:
+    assert parse_config({"policy": "p.yaml", "out": "audit", "resume": True}).resume
+    with pytest.raises(UsageError, match="'resume' needs 'out'"):
+        parse_config({"policy": "p.yaml", "resume": True})

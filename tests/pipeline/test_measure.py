@@ -10,10 +10,9 @@ import pytest
 from mlflow_lipschitz.engine.ir import ops
 from mlflow_lipschitz.engine.ir.graph import Graph, GraphBuilder
 from mlflow_lipschitz.gate.table import BoundsTable
-from mlflow_lipschitz.pipeline import measure as measure_module
-from mlflow_lipschitz.pipeline.measure import MeasureOptions, counterexamples, gap_of, measure
+from mlflow_lipschitz.pipeline.measure import MeasureOptions, counterexamples, measure
 from mlflow_lipschitz.pipeline.question import MonotoneQuestion, Question
-from mlflow_lipschitz.pipeline.row_bounds import table_columns
+from mlflow_lipschitz.pipeline.row_bounds import gap_of, table_columns
 from mlflow_lipschitz.rows import AuditedRows
 
 
@@ -134,62 +133,4 @@ def test_chunks_give_what_one_pass_gives(tmp_path: Path) -> None:
     )
     for name in ("lipschitz_upper", "lipschitz_lower", "sign", "derivative_lower"):
         np.testing.assert_allclose(whole[name], parts[name], rtol=1e-9)
-    assert [(done, total) for done, total, _ in reports] == [(2, 5), (4, 5), (5, 5)]
-    assert not (tmp_path / "b" / "chunks").exists()
-
-
-def test_leftovers_of_a_killed_audit_do_not_disturb(tmp_path: Path) -> None:
-    folder = tmp_path / "chunks"
-    folder.mkdir()
-    (folder / "00000000.partial").write_bytes(b"half a file")
-    (folder / "notes.txt").write_text("not ours")
-    measure(kink(), rows((1.0, 2.0)), question(), tmp_path, MeasureOptions())
-    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
-
-
-def interrupted(given: AuditedRows, directory: Path, key: str = "k") -> None:
-    def stop(done: int, total: int, gap: float) -> None:
-        if done >= 4:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        measure(kink(), given, question(), directory, MeasureOptions(chunk_size=2, key=key), stop)
-
-
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Sizes of the chunks that are really computed from now on."""
-    sizes: list[int] = []
-    original = measure_module._measure_chunk
-
-    def counting(graph: Graph, part: AuditedRows, asked: Question, device: str) -> dict[str, np.ndarray]:
-        sizes.append(len(part))
-        return original(graph, part, asked, device)
-
-    monkeypatch.setattr(measure_module, "_measure_chunk", counting)
-    return sizes
-
-
-def test_an_interruption_keeps_finished_chunks_and_resume_takes_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given = rows(*((float(i), i - 2.0) for i in range(5)))
-    interrupted(given, tmp_path)
-    assert sorted(p.name for p in (tmp_path / "chunks").iterdir()) == ["00000000.npz", "00000002.npz"]
-    sizes = counted(monkeypatch)
-    resumed = measure(kink(), given, question(), tmp_path, MeasureOptions(chunk_size=2, resume=True, key="k"))
-    assert sizes == [1]
-    whole = measure(kink(), given, question(), tmp_path / "other", MeasureOptions(chunk_size=2))
-    np.testing.assert_array_equal(resumed["lipschitz_upper"], whole["lipschitz_upper"])
-
-
-@pytest.mark.parametrize("change", ["policy", "rows", "graph", "not asked"])
-def test_chunks_of_another_audit_are_not_taken(change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = rows(*((float(i), i - 2.0) for i in range(5)))
-    interrupted(given, tmp_path)
-    sizes = counted(monkeypatch)
-    graph = kink(-3.0) if change == "graph" else kink()
-    if change == "rows":
-        given = rows(*((float(i), i - 2.5) for i in range(5)))
-    options = MeasureOptions(chunk_size=2, resume=change != "not asked", key="other" if change == "policy" else "k")
-    measure(graph, given, question(), tmp_path, options)
-    assert sizes == [2, 2, 1]
+    assert [(done, total) for done, total, _ in reports] == [(0, 5), (2, 5), (4, 5), (5, 5)]

@@ -11,19 +11,20 @@ import pytest
 
 from mlflow_lipschitz.errors import UsageError
 from mlflow_lipschitz.mlflow_plugin.logging import ARTIFACTS
+from mlflow_lipschitz.pipeline.partial import PARTIAL_FILES
 from mlflow_lipschitz.pipeline.workplace import LOCK_FILE, workplace
 
 
 def test_results_of_an_earlier_audit_are_removed_and_nothing_else(tmp_path: Path) -> None:
-    for name in (*ARTIFACTS, "notes.txt"):
+    for name in (*ARTIFACTS, *PARTIAL_FILES, "notes.txt"):
         (tmp_path / name).write_text("earlier")
-    (tmp_path / "chunks").mkdir()
-    (tmp_path / "chunks" / "00000000.npz").write_text("to be resumed")
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "00000000.npz").write_text("to be resumed")
     with workplace(tmp_path) as directory:
         assert directory == tmp_path
-        assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "chunks", "policy.yaml", LOCK_FILE}
-        assert (tmp_path / "chunks" / "00000000.npz").is_file()
-    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "chunks", "policy.yaml"}
+        assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "work", "policy.yaml", LOCK_FILE}
+        assert (tmp_path / "work" / "00000000.npz").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "work", "policy.yaml"}
 
 
 def test_a_second_audit_is_refused_and_removes_nothing(tmp_path: Path) -> None:
