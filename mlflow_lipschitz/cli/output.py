@@ -33,6 +33,7 @@ def show_audit(result: AuditResult, style: str, policy_file: str) -> None:
         return
     for line in check_lines(result.content):
         click.echo(line)
+    click.echo(f"report: {one_line(result.directory / 'report.html')}")
     if result.promotion:
         click.echo(safe_lines(result.promotion))
     if style == "github":
@@ -66,10 +67,14 @@ def audit_json(result: AuditResult) -> str:
         "verdict": result.verdict.status,
         "model": result.content.model,
         "policy": result.content.policy,
-        "checks": [check.to_dict() for check in result.verdict.checks],
+        "decision": result.content.decision,
+        "checks": [
+            {**check.to_dict(), "next": result.content.advice.get(check.id, "")} for check in result.verdict.checks
+        ],
         "counterexamples": [str(example) for example in result.content.counterexamples],
         "metrics": {name: _strict(value) for name, value in result.metrics.items()},
         "artifacts": str(result.directory),
+        "report": str(result.directory / "report.html"),
         "run_id": result.run_id,
         "attestation": {"digest": result.attestation.digest, "signature": result.attestation.signature},
         "alias": result.promotion.alias if result.promotion else None,

@@ -43,7 +43,7 @@ def worst_rows(
         WorstRow(
             point_id=str(columns["point_id"][row]),
             status=str(columns["status"][row]),
-            lower=float(columns["lipschitz_lower"][row]),
+            lower=max(float(columns["lipschitz_lower"][row]), float(steep.slope[i])),
             upper=float(columns["lipschitz_upper"][row]),
             radius=float(columns["radius"][row]) if judges_radius else None,
             point=points[i].reshape(-1),

@@ -17,7 +17,7 @@ from mlflow_lipschitz.plain_text import one_line
 from mlflow_lipschitz.report.content import NOT_MEANT, ReportContent, number, verdict_word
 from mlflow_lipschitz.report.evidence import CAVEAT, evidence_table
 from mlflow_lipschitz.report.layout import Section, Table
-from mlflow_lipschitz.report.phrases import STATES, counted, demand, figure
+from mlflow_lipschitz.report.phrases import NORMS, STATES, demand, figure, observed
 from mlflow_lipschitz.report.reproduce import commands
 from mlflow_lipschitz.report.sections import sections
 
@@ -33,7 +33,6 @@ class Card:
     word: str
     id: str
     severity: str
-    demand: str
     state: str
     facts: tuple[tuple[str, str], ...]
 
@@ -103,9 +102,9 @@ def tiles(content: ReportContent) -> list[tuple[str, str]]:
 def claim(content: ReportContent) -> str:
     """What the bounds are about, in two sentences."""
     facts = content.facts
-    moves = f" {facts['perturbation']};" if "perturbation" in facts else ""
+    moves = f" {facts['perturbation']}, {NORMS[content.norm]};" if "perturbation" in facts else ""
     fixed = facts.get("does not move", "–")
-    stays = f" {fixed} do not move;" if fixed != "–" else ""
+    stays = f" not moving: {fixed};" if fixed != "–" else ""
     return (
         f"Every bound holds for every input within the perturbation around each audited row, not only for samples:{moves}{stays}"
         f" one unit of perturbation is {content.unit}."
@@ -115,15 +114,13 @@ def claim(content: ReportContent) -> str:
 def card(content: ReportContent, check: Any) -> Card:
     """Limit, observed value, rows, and what to do, of one check."""
     facts = [
-        ("wanted", f"{demand(content, check)} (limit {figure(check, check.threshold)})"),
-        ("observed", figure(check, check.observed)),
-        ("rows", counted(content, check)),
-        ("look at", f"row {check.worst_point_id}" if check.worst_point_id else "–"),
+        ("wanted", demand(content, check)),
+        ("observed", observed(content, check)),
         ("found", check.message),
         ("next", content.advice.get(check.id, "")),
     ]
-    shown = tuple((name, text) for name, text in facts if text and text != "–")
-    return Card(verdict_word(check), check.id, check.severity, demand(content, check), STATES[check.status], shown)
+    shown = tuple((name, text) for name, text in facts if text)
+    return Card(verdict_word(check), check.id, check.severity, STATES[check.status], shown)
 
 
 def proved(content: ReportContent) -> list[tuple[str, str, str, str, str]]:

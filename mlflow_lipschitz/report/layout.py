@@ -29,10 +29,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with text, figures, pictures side by side, tables and parts; `absent` says why there are none."""
+    """A heading with text, notes in a list, figures, pictures side by side, tables and parts; `absent` says why there are none."""
 
     title: str
     lead: str = ""
+    notes: Sequence[str] = ()
     figures: Sequence[Figure] = ()
     pictures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()

@@ -30,7 +30,7 @@ _WORDS: Mapping[type[Check], Callable[[Any], str]] = {
     SensitivityAtMost: lambda c: f"The output changes by at most {number(c.max)} per unit of {c.feature}",
     NoRegression: lambda c: f"{c.metric} is at most {c.rel_tol:.0%} worse than the baseline's",
     PointsAtLeast: lambda c: f"At least {c.min:,} rows are audited",
-    CertifiedFractionAtLeast: lambda c: f"At least {c.min:.4g} of the rows end as certified",
+    CertifiedFractionAtLeast: lambda c: f"{_share(c.min)} end as certified",
     TimeAtMost: lambda c: f"The audit takes at most {number(c.max)} s",
 }
 
@@ -39,13 +39,17 @@ def _against(direction: str) -> str:
     return "falls" if direction == "increasing" else "rises"
 
 
+def _share(fraction: float) -> str:
+    return "All rows" if fraction == 1.0 else f"At least {100 * fraction:.4g} % of the rows"
+
+
 def demand(content: ReportContent, check: CheckOutcome) -> str:
     """What the check asks for, as a sentence without its full stop."""
     asked = content.asked.get(check.id)
     if asked is None:
         return check.type
     mostly = getattr(asked, "mostly", 1.0)
-    share = "" if mostly == 1.0 else f", for at least {mostly:.4g} of the rows"
+    share = "" if mostly == 1.0 else f", for {_share(mostly).lower()}"
     return _WORDS[type(asked)](asked) + share
 
 
@@ -57,16 +61,25 @@ def figure(check: CheckOutcome, value: float | None) -> str:
     return number(value)
 
 
-def counted(content: ReportContent, check: CheckOutcome) -> str:
-    """How many rows are not proved."""
-    if check.failing_rows is None:
-        return "–"
-    return f"{check.failing_rows:,} of {len(content.frame):,} rows not proved"
+def observed(content: ReportContent, check: CheckOutcome) -> str:
+    """The observed figure with its limit, and how many rows are not proved."""
+    told = [f"{figure(check, check.observed)}, limit {figure(check, check.threshold)}"]
+    if check.failing_rows is not None:
+        told.append(f"{check.failing_rows:,} of {len(content.frame):,} rows not proved")
+    if check.worst_point_id:
+        told.append(f"look at row {check.worst_point_id}")
+    return "; ".join(told)
 
+
+NORMS = {
+    "linf": "every feature by up to the radius, all at once",
+    "l2": "the Euclidean length of all changes up to the radius",
+    "l1": "the sum of all changes up to the radius",
+}
 
 STATES = {
     "certified": "proved",
-    "violated": "contradicted: a point was found at which it is false",
-    "undecided": "open: neither proved nor contradicted",
+    "violated": "contradicted",
+    "undecided": "neither proved nor contradicted",
     "error": "no answer",
 }

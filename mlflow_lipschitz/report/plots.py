@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -34,17 +34,27 @@ _SPREAD = 30.0  # how many times the median the largest bound is before the axis
 _BINS = 90
 
 
+STATUS_MEANINGS: Mapping[str, str] = {
+    "certified": "certified",
+    "violated": "violated: a contradicting point was found",
+    "undecided": "undecided",
+    "error": "error",
+}
+
+
 @dataclass(frozen=True)
 class Rows:
     """Intervals to be drawn, one per row, all (P,).
 
-    `lower` and `upper` may be infinite or NaN: what is unknown goes on to the frame. `ids` and `statuses` are text.
+    `lower` and `upper` may be infinite or NaN: what is unknown goes on to the frame. `ids` and `statuses` are text;
+    `meanings` says what each status stands for in this plot.
     """
 
     ids: Sequence[str]
     statuses: Sequence[str]
     lower: np.ndarray
     upper: np.ndarray
+    meanings: Mapping[str, str] = field(default_factory=lambda: STATUS_MEANINGS)
 
 
 def thinned(rows: Rows) -> tuple[np.ndarray, str]:
@@ -93,7 +103,7 @@ def interval_plot(rows: Rows, *, label: str, limit: float | None = None) -> Plot
         ]
     scale = " (logarithmic)" if axis.logarithmic else ""
     marks.append(line("axis", (LEFT, floor), (WIDTH - RIGHT, floor)))
-    marks += _legend(rows.statuses, floor + 32)
+    marks += _legend(rows, floor + 32)
     marks.append(words("tick", (LEFT, floor + 15), f"rows, from the smallest to the largest upper end{scale}"))
     return Plot(one_line(label), tuple(marks), height)
 
@@ -120,18 +130,10 @@ def _bar(x: float, ends: tuple[float, float], axis: Axis, told: tuple[str, str])
     return marks
 
 
-_SIGNS = {
-    "certified": "certified",
-    "violated": "violated: a contradicting point was found",
-    "undecided": "undecided",
-    "error": "error",
-}
-
-
-def _legend(statuses: Sequence[str], y: float) -> list[Mark]:
+def _legend(rows: Rows, y: float) -> list[Mark]:
     x, marks = LEFT, list[Mark]()
-    for status, meaning in _SIGNS.items():
-        count = sum(word == status for word in statuses)
+    for status, meaning in rows.meanings.items():
+        count = sum(word == status for word in rows.statuses)
         if not count:
             continue
         marks.append(line(f"bar {status}", (x + 5, y + 2), (x + 5, y - 10)))
@@ -158,7 +160,7 @@ def radius_plot(curve: RadiusCurve, *, asked: Sequence[float] = ()) -> Plot:
             marks += [
                 line("limit", (at, floor), (at, TOP + 6)),
                 words(
-                    "limit", (at + (-5 if late else 5), TOP + 16), f"asked {short(radius)}", "end" if late else "start"
+                    "limit", (at + (-5 if late else 5), TOP + 34), f"asked {short(radius)}", "end" if late else "start"
                 ),
             ]
     marks.append(path("curve", _steps(curve.radii, curve.certified, x, y)))
@@ -283,5 +285,5 @@ def picture(values: np.ndarray, ends: tuple[float, float], label: str) -> Plot:
     for shade in np.unique(shades):
         steps = "".join(f"M{column} {row}h1v1h-1z" for row, column in np.argwhere(shades == shade))
         gray = 255 * shade // 15
-        marks.append(Mark("path", "pixel", {"d": steps, "fill": f"rgb({gray},{gray},{gray})"}))
+        marks.append(Mark("path", "pixel", {"d": steps, "style": f"fill:rgb({gray},{gray},{gray})"}))
     return Plot(one_line(label), tuple(marks), float(values.shape[0]), float(values.shape[1]))

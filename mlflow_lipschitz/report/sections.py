@@ -15,8 +15,8 @@ SHOWN_ROWS = 50
 
 
 def sections(content: ReportContent) -> list[Section]:
-    """Everything below the checks, in the order of reading."""
-    return [
+    """Everything below the checks, in the order of reading; figures that there are none of come last, with their reasons."""
+    made = [
         bounds(content),
         radius(content),
         directions(content),
@@ -25,19 +25,16 @@ def sections(content: ReportContent) -> list[Section]:
         comparison(content),
         layers(content),
     ]
+    missing = [f"{section.title}: {section.absent}." for section in made if section.absent]
+    shown = [section for section in made if not section.absent]
+    return [*shown, Section("Not in this report", notes=missing)] if missing else shown
 
 
 def bounds(content: ReportContent) -> Section:
     """Bounds of every row, with the threshold."""
-    frame = content.frame
     limits = [c.threshold for c in content.verdict.checks if c.type == "lipschitz_at_most"]
     limit = float(limits[0]) if limits and isinstance(limits[0], (int, float)) else None
-    rows = Rows(
-        frame["point_id"].astype(str).tolist(),
-        frame["status"].tolist(),
-        frame["lipschitz_lower"].to_numpy(dtype=np.float64),
-        frame["lipschitz_upper"].to_numpy(dtype=np.float64),
-    )
+    rows = _bounded_rows(content, limit)
     _, how = thinned(rows)
     plot = interval_plot(rows, label="Lipschitz bounds per row: attained to certified", limit=limit)
     lead = (
@@ -45,8 +42,30 @@ def bounds(content: ReportContent) -> Section:
         " output faster. The lower end was attained at a point. What lies between is not known."
     )
     return Section(
-        "Bounds per row", lead, [Figure(plot, f"Output change per {content.unit}; {how}.", row_table(content))]
+        "Bounds per row", lead, figures=[Figure(plot, f"Output change per {content.unit}; {how}.", row_table(content))]
     )
+
+
+_AGAINST_LIMIT = {
+    "certified": "proved within the limit",
+    "undecided": "not proved within",
+    "violated": "attained above",
+    "error": "error",
+}
+_SIGN_MEANINGS = {"certified": "one sign proved", "undecided": "open", "violated": "wrong direction met"}
+
+
+def _bounded_rows(content: ReportContent, limit: float | None) -> Rows:
+    """The rows' bounds; with a limit, each row's status is about that limit alone."""
+    frame = content.frame
+    ids, statuses = frame["point_id"].astype(str).tolist(), frame["status"].tolist()
+    lower, upper = (frame[f"lipschitz_{end}"].to_numpy(dtype=np.float64) for end in ("lower", "upper"))
+    if limit is None:
+        return Rows(ids, statuses, lower, upper)
+    kinds = np.select(
+        [frame["status"] == "error", lower > limit, ~(upper <= limit)], ["error", "violated", "undecided"], "certified"
+    )
+    return Rows(ids, kinds.tolist(), lower, upper, _AGAINST_LIMIT)
 
 
 def row_table(content: ReportContent) -> Table:
@@ -82,7 +101,7 @@ def radius(content: ReportContent) -> Section:
         "A radius is certified, or nothing is: a decision that changes just beyond it, or not at all, looks the same."
     )
     figure = Figure(radius_plot(curve, asked=asked), caption, _radius_table(curve))
-    return Section(title, lead, [figure])
+    return Section(title, lead, figures=[figure])
 
 
 def _radius_table(curve: RadiusCurve) -> Table:
@@ -108,7 +127,7 @@ def directions(content: ReportContent) -> Section:
         " computed at some values, not proved. Short pieces are single rows within their regions. The lanes below count"
         " for every row what is proved of the direction, in its whole region."
     )
-    return Section(title, lead, figures)
+    return Section(title, lead, figures=figures)
 
 
 def _response(content: ReportContent, check_id: str) -> Figure:
@@ -119,7 +138,7 @@ def _response(content: ReportContent, check_id: str) -> Figure:
     caption = (
         f"{check_id}: {response.feature} proved {response.direction} for {counts[PROVED]:,} rows, open for"
         f" {counts[OPEN]:,}, wrong direction met for {counts[BROKEN]:,}. Curve over {response.averaged} rows, pieces of"
-        f" {len(response.spans)}."
+        f" {len(response.spans)}; upwards the output, to the right {response.feature}."
     )
     rows = [
         [float(v) for v in line]
@@ -135,7 +154,7 @@ def _derivative(content: ReportContent, feature: str) -> Figure:
     decided = np.where((lower >= 0) | (upper <= 0), "certified", "undecided").tolist()
     ids = content.frame["point_id"].astype(str).tolist()
     statuses = ["violated" if point in broken else word for point, word in zip(ids, decided, strict=True)]
-    rows = Rows(ids, statuses, lower, upper)
+    rows = Rows(ids, statuses, lower, upper, _SIGN_MEANINGS)
     kept, how = thinned(rows)
     plot = interval_plot(rows, label=f"certified range of the derivative in {feature}")
     spaced = kept[np.unique(np.linspace(0, len(kept) - 1, 9).round().astype(int))] if len(kept) else kept
@@ -173,7 +192,7 @@ def sensitivities(content: ReportContent) -> Section:
     if not any(f.unit > 0 for f in found):
         return Section(title, lead, tables=[table])
     caption = f"The {len(found)} features with the largest bounds, per {content.unit}."
-    return Section(title, lead, [Figure(sensitivity_plot(found), caption, table)])
+    return Section(title, lead, figures=[Figure(sensitivity_plot(found), caption, table)])
 
 
 def comparison(content: ReportContent) -> Section:

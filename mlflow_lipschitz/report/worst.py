@@ -10,6 +10,7 @@ from mlflow_lipschitz.report.layout import Figure, Section, Table
 from mlflow_lipschitz.report.plots import picture
 
 MOST_FEATURES = 12
+UNFOLDED = 2  # rows whose values are shown without a click
 _LIKE_NUMBERS = 3  # points side by side in a table
 
 
@@ -23,10 +24,10 @@ def worst(content: ReportContent) -> Section:
         "Rows that failing checks name come first, then the worst others. Points near them were found by searching from"
         " the row: facts about the model, computed in float64 on the certified graph."
     )
-    return Section(title, lead, parts=[_row(content, row) for row in found])
+    return Section(title, lead, parts=[_row(content, row, place) for place, row in enumerate(found)])
 
 
-def _row(content: ReportContent, row: WorstRow) -> Section:
+def _row(content: ReportContent, row: WorstRow, place: int) -> Section:
     met = [
         Found(
             f"{example.check_id}",
@@ -37,12 +38,18 @@ def _row(content: ReportContent, row: WorstRow) -> Section:
         if example.point_id == row.point_id
     ]
     points = [*met, *row.found]
-    bounds = f"output change per unit: at least {number(row.lower)}, at most {number(row.upper)}"
-    reach = "" if row.radius is None else f"; decision certified within {number(row.radius)}"
-    said = [f"{point.kind}: {point.what}." for point in points]
-    lead = " ".join([f"{row.status}; {bounds}{reach}.", *said, row.missing]).strip()
+    notes = [
+        f"Status {row.status}. Output change per unit of perturbation: attained {number(row.lower)}, certified never more than"
+        f" {number(row.upper)}.",
+        "" if row.radius is None else f"The decision is certified within a distance of {number(row.radius)}.",
+        *(f"{point.kind}: {point.what}." for point in points),
+        row.missing,
+    ]
     return Section(
-        f"Row {row.point_id}", lead, pictures=_pictures(content, row, points), tables=[_table(content, row, points)]
+        f"Row {row.point_id}",
+        notes=[note for note in notes if note],
+        pictures=_pictures(content, row, points),
+        tables=[_table(content, row, points, place)],
     )
 
 
@@ -63,7 +70,7 @@ def _pictures(content: ReportContent, row: WorstRow, points: list[Found]) -> lis
     return [Figure(picture(gray, ends, f"row {row.point_id}, {name}"), name) for name, gray in grays]
 
 
-def _table(content: ReportContent, row: WorstRow, points: list[Found]) -> Table:
+def _table(content: ReportContent, row: WorstRow, points: list[Found], place: int) -> Table:
     """The features that moved most, as they are in the row and at each point found."""
     shown = points[:_LIKE_NUMBERS]
     moved = np.zeros(len(row.point))
@@ -80,6 +87,7 @@ def _table(content: ReportContent, row: WorstRow, points: list[Found]) -> Table:
         for i in (int(i) for i in order)
     ]
     header = ["feature", "row", "may move by", *(point.kind for point in shown)]
-    rest = len(names) - len(rows)
-    title = f"The {len(rows)} of {len(names):,} inputs that moved most" if rest else ""
-    return Table(title, header, rows, closed=len(names) > MOST_FEATURES)
+    title = (
+        f"The {len(rows)} of {len(names):,} inputs that moved most" if len(names) > len(rows) else "Values of this row"
+    )
+    return Table(title, header, rows, closed=place >= UNFOLDED or content.insight.image is not None)
