@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from torch import Tensor
 
 from mlflow_lipschitz.certify.attained import Change, Perturbations, Steepest, nearest_change, steepest
 from mlflow_lipschitz.engine.ir.graph import Graph
@@ -48,7 +49,7 @@ def worst_rows(
             radius=float(columns["radius"][row]) if judges_radius else None,
             point=points[i].reshape(-1),
             reach=reach,
-            found=_found(i, steep, change),
+            found=_found(i, steep, change, labels),
             missing=_missing(i, change, question),
         )
         for i, row in enumerate(chosen)
@@ -66,10 +67,10 @@ def ranking(question: Question, table: BoundsTable, verdict: Verdict) -> list[in
     return list(dict.fromkeys([*named, *np.lexsort((badness, status)).tolist()]))
 
 
-def _found(i: int, steep: Steepest, change: Change | None) -> tuple[Found, ...]:
+def _found(i: int, steep: Steepest, change: Change | None, labels: Tensor | None) -> tuple[Found, ...]:
     found = []
-    if change is not None and change.found[i]:
-        what = f"the decision is class {change.decision[i]} at a distance of {change.distance[i]:.4g}"
+    if change is not None and labels is not None and change.found[i]:
+        what = f"class {change.decision[i]} instead of {labels[i]}, at a distance of {change.distance[i]:.4g}"
         found.append(Found("another decision", what, change.point[i].reshape(-1)))
     if steep.slope[i] > 0:
         what = f"the output changes by {steep.slope[i]:.4g} per unit of perturbation"

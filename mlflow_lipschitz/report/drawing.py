@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 WIDTH, LEFT, RIGHT, TOP = 620.0, 58.0, 8.0, 10.0
+_LEAST = 1e-280
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ class Axis:
         finite = finite[np.isfinite(finite) & ((finite > 0) | (not logarithmic))]
         # Half a maximal float leaves room for differences.
         low, high = (float(np.clip(f(finite), -8e307, 8e307)) if finite.size else 0.0 for f in (np.min, np.max))
-        if logarithmic:
+        if high - low < _LEAST and max(abs(low), abs(high)) < _LEAST:
+            low = high = 0.0  # what is smaller than that is drawn as nothing
+        if logarithmic and high > 0:
             low = max(low, high * 1e-6)
             return Axis(low, high if high > low else low * 10, *span, logarithmic=True)
         if not high > low:

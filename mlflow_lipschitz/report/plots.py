@@ -111,7 +111,7 @@ def interval_plot(rows: Rows, *, label: str, limit: float | None = None) -> Plot
 def _is_spread(lower: np.ndarray, upper: np.ndarray) -> bool:
     finite = upper[np.isfinite(upper)]
     positive = bool(finite.size) and bool((finite > 0).all()) and not bool((lower < 0).any())
-    return positive and bool(finite.max() > _SPREAD * np.median(finite))
+    return positive and bool(finite.max() / _SPREAD > np.median(finite))
 
 
 def _bar(x: float, ends: tuple[float, float], axis: Axis, told: tuple[str, str]) -> list[Mark]:
@@ -160,7 +160,7 @@ def radius_plot(curve: RadiusCurve, *, asked: Sequence[float] = ()) -> Plot:
             marks += [
                 line("limit", (at, floor), (at, TOP + 6)),
                 words(
-                    "limit", (at + (-5 if late else 5), TOP + 34), f"asked {short(radius)}", "end" if late else "start"
+                    "limit", (at + (-5 if late else 5), floor - 8), f"asked {short(radius)}", "end" if late else "start"
                 ),
             ]
     marks.append(path("curve", _steps(curve.radii, curve.certified, x, y)))
@@ -259,16 +259,16 @@ def sensitivity_plot(features: Sequence[Sensitivity]) -> Plot:
         told = (
             f"{name}: certified {short(feature.upper * feature.unit)}, attained {short(feature.lower * feature.unit)}"
         )
-        marks.append(box("certified-bar", (left, y + 2), (upper - left, 11), told))
-        marks.append(box("attained-bar", (left, y + 5), (lower - left, 5), told))
+        marks.append(box("certified-bar", (left, y + 2), (upper - left, 11.0), told))
+        marks.append(box("attained-bar", (left, y + 5), (lower - left, 5.0), told))
         text = short(feature.upper * feature.unit) if np.isfinite(feature.upper) else "no bound ▸"
         marks.append(words("tick", (min(upper, WIDTH - 70) + 5, y + 11), text))
     bottom = TOP + len(moving) * high + 2
     marks += bottom_axis(x, bottom)
     marks += [
-        box("certified-bar", (left, bottom + 26), (18, 11)),
+        box("certified-bar", (left, bottom + 26), (18.0, 11.0)),
         words("key", (left + 24, bottom + 35), "certified: it is never more"),
-        box("attained-bar", (left + 210, bottom + 29), (18, 5)),
+        box("attained-bar", (left + 210, bottom + 29), (18.0, 5.0)),
         words("key", (left + 234, bottom + 35), "attained: it is at least this at some point"),
     ]
     return Plot("largest derivative in each feature, per unit of perturbation", tuple(marks), bottom + 44)
@@ -278,9 +278,8 @@ def picture(values: np.ndarray, ends: tuple[float, float], label: str) -> Plot:
     """(height, width) gray values between `ends`, in sixteen shades, each one path."""
     low, high = ends
     span = high - low if np.isfinite(high - low) and high > low else 1.0
-    shades = (
-        np.clip(np.nan_to_num((values - low) / span, nan=0.0, posinf=1.0, neginf=0.0) * 15, 0, 15).round().astype(int)
-    )
+    shares = np.nan_to_num((values - low) / span, nan=0.0, posinf=1.0, neginf=0.0)
+    shades = (np.clip(shares, 0.0, 1.0) * 15).round().astype(int)
     marks = []
     for shade in np.unique(shades):
         steps = "".join(f"M{column} {row}h1v1h-1z" for row, column in np.argwhere(shades == shade))

@@ -189,9 +189,10 @@ def sensitivities(content: ReportContent) -> Section:
     ]
     table = Table("The same as a table", header, rows, closed=True)
     lead = "The largest size of the derivative in one feature, over all rows and their regions. It is no feature importance."
-    if not any(f.unit > 0 for f in found):
+    moving = sum(f.unit > 0 for f in found)
+    if not moving:
         return Section(title, lead, tables=[table])
-    caption = f"The {len(found)} features with the largest bounds, per {content.unit}."
+    caption = f"The {moving} features with the largest bounds, per {content.unit}."
     return Section(title, lead, figures=[Figure(sensitivity_plot(found), caption, table)])
 
 
