@@ -20,7 +20,7 @@ from mlflow_lipschitz.gate.table import BoundsTable
 from mlflow_lipschitz.gate.verdict import Verdict, judge
 from mlflow_lipschitz.mlflow_plugin.logging import log_audit
 from mlflow_lipschitz.pipeline.artifacts import facts, write_artifacts
-from mlflow_lipschitz.pipeline.baseline import baseline_of, rows_digest
+from mlflow_lipschitz.pipeline.baseline import Baseline, baseline_of, rows_digest
 from mlflow_lipschitz.pipeline.insight import Audited, insight_of
 from mlflow_lipschitz.pipeline.intake import TracedModel, rows_for, traced_model
 from mlflow_lipschitz.pipeline.measure import Arrays, MeasureOptions, Progress, counterexamples, measure
@@ -152,14 +152,7 @@ def audit_rows(
     arrays = measure(graph, rows, question, directory, _measure_options(options, policy), progress)
     table = BoundsTable.from_columns(*table_columns(rows, question, arrays))
     seconds = time.perf_counter() - started
-    verdict = judge(
-        table,
-        policy,
-        expected_points=len(rows),
-        baseline=baseline.bounds,
-        seconds_total=seconds,
-        no_baseline=baseline.problem,
-    )
+    verdict = _judged(table, policy, rows, baseline, seconds)
 
     certificates = _certificates(graph, rows, question, arrays, outputs)
     metrics = {**table.metrics(), **verdict.metrics(), "lipschitz/seconds_total": seconds}
@@ -228,6 +221,17 @@ def _certificates(
         output=question.output,
         unproved=tuple(rows.point_ids[~arrays["reproved"]].tolist()),
         radius_arithmetic=question.arithmetic,
+    )
+
+
+def _judged(table: BoundsTable, policy: AuditPolicy, rows: AuditedRows, baseline: Baseline, seconds: float) -> Verdict:
+    return judge(
+        table,
+        policy,
+        expected_points=len(rows),
+        baseline=baseline.bounds,
+        seconds_total=seconds,
+        no_baseline=baseline.problem,
     )
 
 

@@ -31,17 +31,18 @@ def show_audit(result: AuditResult, style: str, policy_file: str) -> None:
     if style == "json":
         click.echo(audit_json(result))
         return
-    for line in check_lines(result.content):
+    for line in check_lines(result.content, result.directory / "report.html"):
         click.echo(line)
-    click.echo(f"report: {one_line(result.directory / 'report.html')}")
     if result.promotion:
         click.echo(safe_lines(result.promotion))
     if style == "github":
         _github(result, policy_file)
 
 
-def check_lines(content: ReportContent) -> list[str]:
-    """One line per check, then where it breaks, then the verdict. Text from outside cannot break or hide a line."""
+def check_lines(content: ReportContent, report: Path | None = None) -> list[str]:
+    """One line per check, then where it breaks and where to read on, then the verdict. No text from outside can break or hide a
+    line.
+    """
     checks = content.verdict.checks
     width = max((len(one_line(check.id)) for check in checks), default=0)
     lines = []
@@ -56,6 +57,8 @@ def check_lines(content: ReportContent) -> list[str]:
             seen.add(example.check_id)
             lines.append(f"      {one_line(f'{example.check_id}: {example}')}")
     lines.append(f"attestation: {one_line(content.attested)}")
+    if report is not None:
+        lines.append(f"report: {one_line(report)}")
     color = "green" if content.verdict.status == "passed" else "red"
     lines.append(click.style(f"{content.verdict.status}: {one_line(content.model)}", fg=color, bold=True))
     return lines

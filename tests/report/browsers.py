@@ -19,7 +19,7 @@ _AXE = ("axe_core_python", "axe_playwright_python", "axe_selenium_python")
 @contextmanager
 def chromium() -> Iterator[Any]:
     """A headless Chromium; skips the test where Playwright or Chromium is not installed."""
-    reason = "Playwright for Python is not installed: pip install 'mlflow-lipschitz[browser]'"
+    reason = "Playwright for Python is not installed: pip install 'mlflow-lipschitz[test]'"
     api = pytest.importorskip("playwright.sync_api", reason=reason)
     program = next((found for name in _NAMES if (found := shutil.which(name))), None)
     if program is None:
