@@ -15,12 +15,12 @@ from mlflow_lipschitz.certify.execution import resolve_device
 from mlflow_lipschitz.engine.ir.graph import Graph
 from mlflow_lipschitz.errors import AuditError, InvalidData, RegistryError, UsageError
 from mlflow_lipschitz.frontends.fidelity import FidelityReport, ReplayOptions, replay
-from mlflow_lipschitz.gate.explain import CHECK_TYPES, explain
 from mlflow_lipschitz.gate.table import BoundsTable
 from mlflow_lipschitz.gate.verdict import Verdict, judge
 from mlflow_lipschitz.mlflow_plugin.logging import log_audit
 from mlflow_lipschitz.pipeline.artifacts import facts, resumption, write_artifacts
-from mlflow_lipschitz.pipeline.baseline import baseline_of, rows_digest
+from mlflow_lipschitz.pipeline.baseline import Baseline, baseline_of, rows_digest
+from mlflow_lipschitz.pipeline.insight import Audited, insight_of
 from mlflow_lipschitz.pipeline.intake import TracedModel, rows_for, traced_model
 from mlflow_lipschitz.pipeline.journal import discard
 from mlflow_lipschitz.pipeline.journal_key import journal_key
@@ -30,6 +30,7 @@ from mlflow_lipschitz.pipeline.probes import probe_points
 from mlflow_lipschitz.pipeline.proving import region_arrays, second_proof
 from mlflow_lipschitz.pipeline.question import Question, question_of
 from mlflow_lipschitz.pipeline.row_bounds import table_columns
+from mlflow_lipschitz.pipeline.telling import provenance, report_content
 from mlflow_lipschitz.pipeline.tracking import audit_run
 from mlflow_lipschitz.pipeline.workplace import workplace
 from mlflow_lipschitz.policy import AuditPolicy, load_policy
@@ -162,19 +163,17 @@ def audit_rows(
     arrays = measure(graph, rows, question, directory, _how(options, pulled, policy, key), progress)
     table = BoundsTable.from_columns(*table_columns(rows, question, arrays))
     seconds = time.perf_counter() - started + seconds_before(arrays)
-    verdict = judge(
-        table,
-        policy,
-        expected_points=len(rows),
-        baseline=baseline.bounds,
-        seconds_total=seconds,
-        no_baseline=baseline.problem,
-    )
+    verdict = _judged(table, policy, rows, baseline, seconds)
 
     certificates = _certificates(graph, rows, question, arrays, outputs)
-    described = facts(policy, question, graph, fidelity, certificates.method, rows) | _made(arrays, directory)
-    content = replace(_content(pulled, policy, verdict, table, certificates, described), attested=_signer(key))
     metrics = {**table.metrics(), **verdict.metrics(), "lipschitz/seconds_total": seconds}
+    audited = Audited(graph, rows, question, arrays, table, policy)
+    insight = insight_of(audited, verdict, baseline, metrics, options.device)
+    described = facts(policy, question, graph, fidelity, certificates.method, rows) | _made(arrays, directory)
+    described |= provenance(pulled, policy, rows)
+    content = replace(
+        report_content(pulled, audited, verdict, certificates, described), attested=_signer(key), insight=insight
+    )
     hashes = write_artifacts(directory, table, policy, (graph, certificates), content)
     evidence = Evidence(metrics, hashes, graph.content_hash(), rows=rows_digest(rows), method=certificates.method)
     attestation = make_attestation(pulled, policy, verdict, evidence, key)
@@ -240,38 +239,16 @@ def _certificates(
     )
 
 
-def _signer(key: SigningKey | None) -> str:
-    return f"signed by {key.public.keyid}" if key else UNSIGNED
-
-
-def _content(
-    pulled: PulledModel,
-    policy: AuditPolicy,
-    verdict: Verdict,
-    table: BoundsTable,
-    certificates: Certificates,
-    described: Mapping[str, str],
-) -> ReportContent:
-    return ReportContent(
-        model=f"models:/{pulled.name}/{pulled.version}" if pulled.name else pulled.uri,
-        policy=policy.reference,
-        verdict=verdict,
-        frame=table.frame,
-        counterexamples=certificates.counterexamples,
-        derivatives=_derivatives(certificates, policy),
-        facts=described,
-        explanations={kind: explain(kind) for kind in CHECK_TYPES},
+def _judged(table: BoundsTable, policy: AuditPolicy, rows: AuditedRows, baseline: Baseline, seconds: float) -> Verdict:
+    return judge(
+        table,
+        policy,
+        expected_points=len(rows),
+        baseline=baseline.bounds,
+        seconds_total=seconds,
+        no_baseline=baseline.problem,
     )
 
 
-def _derivatives(certificates: Certificates, policy: AuditPolicy) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Certified range of the derivative in each feature that a check names, to be plotted."""
-    if "derivative_lower" not in certificates.arrays:
-        return {}
-    named = dict.fromkeys(c.feature for c in policy.checks if c.type in ("monotone", "sensitivity_at_most"))
-    ranges = {}
-    for name in named:
-        index = certificates.feature_names.index(name)
-        low, high = (certificates.arrays[f"derivative_{end}"] for end in ("lower", "upper"))
-        ranges[name] = (low.reshape(len(low), -1)[:, index], high.reshape(len(high), -1)[:, index])
-    return ranges
+def _signer(key: SigningKey | None) -> str:
+    return f"signed by {key.public.keyid}" if key else UNSIGNED

@@ -33,7 +33,7 @@ def show_audit(result: AuditResult, style: str, policy_file: str) -> None:
     if style == "json":
         click.echo(audit_json(result))
         return
-    for line in check_lines(result.content):
+    for line in check_lines(result.content, result.directory / "report.html"):
         click.echo(line)
     if result.promotion:
         click.echo(safe_lines(result.promotion))
@@ -41,8 +41,10 @@ def show_audit(result: AuditResult, style: str, policy_file: str) -> None:
         _github(result, policy_file)
 
 
-def check_lines(content: ReportContent) -> list[str]:
-    """One line per check, then where it breaks, then the verdict. Text from outside cannot break or hide a line."""
+def check_lines(content: ReportContent, report: Path | None = None) -> list[str]:
+    """One line per check, then where it breaks and where to read on, then the verdict. No text from outside can break or hide a
+    line.
+    """
     checks = content.verdict.checks
     width = max((len(one_line(check.id)) for check in checks), default=0)
     lines = []
@@ -57,6 +59,8 @@ def check_lines(content: ReportContent) -> list[str]:
             seen.add(example.check_id)
             lines.append(f"      {one_line(f'{example.check_id}: {example}')}")
     lines.append(f"attestation: {one_line(content.attested)}")
+    if report is not None:
+        lines.append(f"report: {one_line(report)}")
     color = "green" if content.verdict.status == "passed" else "red"
     lines.append(click.style(f"{content.verdict.status}: {one_line(content.model)}", fg=color, bold=True))
     return lines
@@ -68,10 +72,14 @@ def audit_json(result: AuditResult) -> str:
         "verdict": result.verdict.status,
         "model": result.content.model,
         "policy": result.content.policy,
-        "checks": [check.to_dict() for check in result.verdict.checks],
+        "decision": result.content.decision,
+        "checks": [
+            {**check.to_dict(), "next": result.content.advice.get(check.id, "")} for check in result.verdict.checks
+        ],
         "counterexamples": [str(example) for example in result.content.counterexamples],
         "metrics": {name: _strict(value) for name, value in result.metrics.items()},
         "artifacts": str(result.directory),
+        "report": str(result.directory / "report.html"),
         "run_id": result.run_id,
         "attestation": {"digest": result.attestation.digest, "signature": result.attestation.signature},
         "alias": result.promotion.alias if result.promotion else None,

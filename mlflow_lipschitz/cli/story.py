@@ -70,7 +70,7 @@ def _judge(title: str, model: Progression, uri: str, request: commands.AuditRequ
     """`audit`, then `promote`, exactly as typed."""
     _typed(f"mlflow-lipschitz audit {uri} --policy {request.policy.name} --data {request.data}")
     result = commands.run_audit(request)
-    for line in check_lines(result.content):
+    for line in check_lines(result.content, result.directory / "report.html"):
         click.echo(line)
     _typed(f"mlflow-lipschitz promote {uri} --alias {ALIAS}")
     code = exit_code_of(lambda: commands.promote(commands.PromoteRequest(uri, alias=ALIAS)))

@@ -38,6 +38,7 @@ class CheckOutcome:
         worst_point_id: the row to look at; empty if the check is not about rows.
         blocking: this outcome alone keeps the model from passing: an error, or a failure of a severity that the policy's
             `gate.fail_on` counts. Reports call a check failed by this and nothing else.
+        failing_rows: how many rows are not proved; None for checks that are not made row by row.
     """
 
     id: str
@@ -51,6 +52,7 @@ class CheckOutcome:
     line: int
     worst_point_id: str
     blocking: bool
+    failing_rows: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for strict JSON; infinity as the text "Infinity"."""
@@ -183,6 +185,7 @@ def _outcome(check: Any, finding: Finding, fail_on: Severity) -> CheckOutcome:
         line=check.line,
         worst_point_id=finding.worst_point_id,
         blocking=status == "error" or (status != "certified" and counts),
+        failing_rows=finding.unexpected,
     )
 
 

@@ -18,9 +18,9 @@ import numpy as np
 from mlflow.entities import Dataset, DatasetInput, LoggedModelInput, Metric, RunTag
 from mlflow.tracking import MlflowClient
 
-from mlflow_lipschitz.plain_text import one_line
 from mlflow_lipschitz.registry import tags
 from mlflow_lipschitz.registry.store import client_for, store_errors
+from mlflow_lipschitz.report.summary import code_span, short_markdown
 
 if TYPE_CHECKING:
     from mlflow_lipschitz.audit import AuditResult
@@ -179,17 +179,11 @@ def _tags(result: AuditResult, run_id: str) -> dict[str, str]:
 
 def _section(result: AuditResult, run_id: str) -> str:
     """Short Markdown for the version's page. Names in it are user data, so they go into code spans."""
-    failed = [outcome for outcome in result.verdict.checks if not outcome.passed]
-    counts = f"{len(result.verdict.checks) - len(failed)} of {len(result.verdict.checks)} checks passed"
     lines = [
-        f"**Lipschitz audit: {result.verdict.status}.** {counts} on {len(result.rows)} rows.",
-        f"Policy {_code(result.policy.reference)}. Run {_code(run_id)}, artifacts under `{tags.ARTIFACT_FOLDER}/`.",
-        f"Attestation {_code(result.attestation.digest)}: {result.attestation.signature}.",
+        *short_markdown(result.content),
+        "",
+        f"Policy {code_span(result.policy.reference)}. Run {code_span(run_id)}, artifacts under `{tags.ARTIFACT_FOLDER}/`;"
+        " read `report.html` there first.",
+        f"Attestation {code_span(result.attestation.digest)}: {result.attestation.signature}.",
     ]
-    lines += [f"- {_code(o.id)} ({o.severity}): {o.status}" for o in failed[:8]]
-    lines += [f"- and {len(failed) - 8} more"] * (len(failed) > 8)
     return "\n".join(lines)
-
-
-def _code(text: str) -> str:
-    return "`" + one_line(re.sub(r"[`\s<>]+", " ", str(text)))[:160].strip() + "`"

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from mlflow_lipschitz.report.insight import Insight
+
 if TYPE_CHECKING:
     from mlflow_lipschitz.certificates.schema import Counterexample
     from mlflow_lipschitz.gate.verdict import CheckOutcome, Verdict
+    from mlflow_lipschitz.policy_models import Check
 
 HEADLINES = {
     "passed": "Passed: every check that decides is proved.",
@@ -40,6 +43,11 @@ class ReportContent:
         explanations: check type -> what the number means and does not mean.
         policy_file: how annotations name the policy's file.
         attested: who signed the attestation beside the report, or that nobody did.
+        asked: check id -> the check as the policy states it.
+        advice: check id -> what to do next, of every check that did not pass.
+        insight: the figures that are not in the bounds table.
+        unit: what one unit of perturbation is, in words.
+        norm: norm of the perturbation: linf, l2 or l1.
     """
 
     model: str
@@ -52,10 +60,37 @@ class ReportContent:
     explanations: Mapping[str, str] = field(default_factory=dict)
     policy_file: str = "policy.yaml"
     attested: str = UNSIGNED
+    asked: Mapping[str, Check] = field(default_factory=dict)
+    advice: Mapping[str, str] = field(default_factory=dict)
+    insight: Insight = field(default_factory=Insight)
+    unit: str = "unit of perturbation"
+    norm: str = "linf"
 
     @property
     def headline(self) -> str:
         return HEADLINES[self.verdict.status]
+
+    @property
+    def failing(self) -> list[CheckOutcome]:
+        """Checks that did not pass, in the order in which to read them: those that block, then by severity."""
+        rank = {"critical": 0, "warning": 1, "info": 2}
+        return sorted(self.verdict.failed, key=lambda check: (not check.blocking, rank[check.severity]))
+
+    @property
+    def decision(self) -> str:
+        """What the verdict means for this model, in one sentence."""
+        blocking = sum(check.blocking for check in self.verdict.checks)
+        total, rows = len(self.verdict.checks), f"{len(self.frame):,} audited rows"
+        if self.verdict.status == "passed":
+            noted = len(self.verdict.failed)
+            notes = f" {noted} that do not decide failed; see below." if noted else ""
+            return f"The model may be promoted under this policy: nothing blocks it on {rows}.{notes}"
+        if self.verdict.status == "blocked":
+            return f"The model may not be promoted: {blocking} of {total} checks block it, on {rows}."
+        broken = sum(check.status == "error" for check in self.verdict.checks)
+        return (
+            f"The model may not be promoted: {broken} of {total} checks have no answer. What is unknown never passes."
+        )
 
     def leading_examples(self, count: int) -> list[Counterexample]:
         """Up to `count` counterexamples, the worst of each check before the second of any."""
@@ -79,6 +114,8 @@ def number(value: object) -> str:
         return "–"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
+    if value != value:
+        return "not a number"
     if value in (float("inf"), float("-inf")):
         return "∞" if value > 0 else "-∞"
     return f"{value:.4g}"

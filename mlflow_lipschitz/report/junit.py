@@ -26,6 +26,8 @@ def junit_xml(content: ReportContent) -> str:
     for check in checks:
         case = ElementTree.SubElement(suite, "testcase", name=one_line(check.id), classname=one_line(check.type))
         detail = f"{check.message} (observed {number(check.observed)}, threshold {number(check.threshold)})"
+        advice = content.advice.get(check.id, "")
+        detail += f" Next: {advice}" if advice else ""
         if check in broken:
             ElementTree.SubElement(case, "error", message=one_line(check.message)).text = one_line(detail)
         elif check in failed:

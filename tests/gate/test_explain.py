@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from mlflow_lipschitz.errors import UsageError
-from mlflow_lipschitz.gate.explain import CHECK_TYPES, explain
+from mlflow_lipschitz.gate.explain import CHECK_TYPES, advice, explain
 from mlflow_lipschitz.policy_models import CHECK_MODELS
 
 PARTS = ("What it means:", "What it does not mean:", "Unit:", "How to react:")
@@ -40,7 +40,25 @@ def test_verdicts_can_be_imported_without_great_expectations() -> None:
     assert done.stdout.strip() == "[]"
 
 
+SEARCHED = ("lipschitz_at_most", "monotone")
+"""Checks that the engine searches for with a budget."""
+
+
 @pytest.mark.parametrize("kind", CHECK_TYPES)
 def test_no_text_tells_to_turn_a_knob_that_does_nothing(kind: str) -> None:
-    """The engine makes one pass per row: a larger budget would change no bound."""
-    assert not re.search("raise (the|engine).*(budget|gap)|lower the budget|within the budget", explain(kind))
+    """Where no search is made, a larger budget would change no bound."""
+    tells = bool(re.search("raise (the|engine).*(budget|gap)|lower the budget|within the budget", explain(kind)))
+    assert tells == (kind in SEARCHED)
+
+
+@pytest.mark.parametrize("kind", CHECK_TYPES)
+@pytest.mark.parametrize("status", ["violated", "undecided", "error"])
+def test_there_is_advice_for_whatever_failed(kind: str, status: str) -> None:
+    text = advice(kind, status)
+    assert text[0].isupper()
+    assert text.endswith(".")
+    assert not re.match("(Undecided|Violated|Error):", text)
+
+
+def test_what_is_proved_needs_no_advice() -> None:
+    assert advice("monotone", "certified") == ""

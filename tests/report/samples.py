@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
 from mlflow_lipschitz.certificates.schema import Counterexample
+from mlflow_lipschitz.certify.layers import Layer
 from mlflow_lipschitz.gate.verdict import CheckOutcome, Verdict
+from mlflow_lipschitz.policy_models import LipschitzAtMost, Monotone
 from mlflow_lipschitz.report.content import ReportContent
+from mlflow_lipschitz.report.insight import (
+    Compared,
+    Comparison,
+    Found,
+    Insight,
+    LayerTable,
+    RadiusCurve,
+    Response,
+    Sensitivity,
+    WorstRow,
+)
 
+IMAGE = "<img src=x onerror=alert(1)>"
 EVIL = "<script>alert('x')</script>|`*\"&\n::error::--><svg onload=1>"
 
 
@@ -63,4 +79,66 @@ def mixed() -> ReportContent:
         outcome("unknown", severity="warning", status="undecided", line=13),
         outcome("slow", severity="info", status="violated", line=14),
         outcome("broken", severity="info", status="error", line=0),
+    )
+
+
+def insight(rows: int = 3, name: str = IMAGE, numbers: float = float("nan")) -> Insight:
+    """Every figure, with `name` for names and `numbers` wherever a computation might have failed."""
+    grid = np.linspace(0.0, 1.0, 33)
+    states = np.arange(rows) % 3
+    shown = min(rows, 3)
+    spans = np.tile([0.1, 0.2, 0.3], (shown, 1))
+    outputs = np.full((shown, 3), numbers)
+    at = np.linspace(0.0, 1.0, rows)
+    response = Response(
+        name, "increasing", grid, np.full(33, numbers), grid, grid + 1, 3, at, states, spans, outputs, states[:shown]
+    )
+    found = Found("steepest point", f"it is steep at {name}", np.array([numbers, 1.0]))
+    row = WorstRow("7", "violated", 1.0, numbers, 0.5, np.array([1.0, numbers]), np.array([0.1, 0.0]), (found,), "none")
+    layer = Layer(name, "Linear, relu", "2 → 3", numbers, float("inf"), 1.5, 0.25)
+    return Insight(
+        radius_curve=RadiusCurve(
+            np.array([0.0, 0.5, 1.0]), np.array([1.0, 0.5, 0.0]), np.array([0.9, 0.4, 0.0]), 0.9, name
+        ),
+        responses={name: response},
+        sensitivities=(Sensitivity(name, numbers, 0.5, 1.0), Sensitivity("fixed", 1.0, 0.5, 0.0)),
+        worst=(row,),
+        comparison=Comparison("models:/m@champion", (Compared("lipschitz/upper_max", numbers, 1.0, None),)),
+        layers=LayerTable((layer,), 1, 3),
+        feature_names=(name, "age"),
+    )
+
+
+def full(rows: int = 3, name: str = IMAGE) -> ReportContent:
+    """A blocked audit of `rows` rows with every figure, every status, infinities and NaN."""
+    rng = np.random.default_rng(0)
+    upper = np.where(np.arange(rows) % 50 == 1, np.inf, rng.lognormal(size=rows))
+    frame = pd.DataFrame(
+        {
+            "point_id": [f"{name} {i}" for i in range(rows)],
+            "status": rng.choice(["certified", "violated", "undecided"], rows),
+            "lipschitz_upper": upper,
+            "lipschitz_lower": np.where(np.isfinite(upper), upper * 0.7, 0.0),
+            "radius": rng.uniform(size=rows),
+            "seconds": np.full(rows, 0.1),
+        }
+    )
+    spread = (rng.normal(size=rows) - 1, rng.normal(size=rows) + 1)
+    asked = {
+        "rises": Monotone(id="rises", type="monotone", feature=name, direction="increasing", mostly=0.9),
+        "steady": LipschitzAtMost(id="steady", type="lipschitz_at_most", max=2.0),
+    }
+    checks = (outcome("steady", status="violated", line=12), outcome("fine"))
+    return replace(
+        content(*checks),
+        frame=frame,
+        derivatives={name: spread},
+        asked=asked,
+        advice={"steady": "Train with weight decay."},
+        insight=insight(rows, name),
+        facts={
+            "perturbation": "norm linf, radius 0.1",
+            "does not move": name,
+            "versions": "mlflow-lipschitz 0.1.0, torch 2",
+        },
     )
