@@ -21,7 +21,6 @@ from mlflow.tracking import MlflowClient
 from onnx import TensorProto, helper, numpy_helper
 from sklearn.linear_model import LinearRegression
 
-from mlflow_lipschitz.policy import load_policy
 from tests.cli.conftest import Answer
 from tests.registry.stores import FEATURES, artifact_folder, fresh_name, log_onnx, rows
 
@@ -382,17 +381,6 @@ def test_an_interruption_keeps_finished_rows_and_resume_goes_on(
     assert resumed.code == 0
     assert "4/8" in resumed.err
     assert not (out / "chunks").exists()
-
-
-def test_a_proposed_policy_audits_the_model(command: Command, uri: str, data: Path, tmp_path: Path) -> None:
-    proposed = command("policy", "init", uri, "--data", data)
-    assert proposed.code == 0
-    path = tmp_path / "proposed.yaml"
-    path.write_text(proposed.out.replace("max: 100.0", "max: 100000.0"))
-    assert load_policy(path).perturbation.scale == "standardized"
-    assert command("policy", "check", path).code == 0
-    answer = command("audit", uri, "--policy", path, "--data", data)
-    assert answer.code == 0, answer.err + answer.out
 
 
 def test_support_lists_every_node(command: Command, uri: str) -> None:
