@@ -34,8 +34,10 @@ metadata: {{name: {name}, version: {version}}}  # raise the version with every c
 model:
   output: {output}  # {output_note}
 {baseline}inputs:
-{inputs}perturbation: {perturbation}  # {perturbation_note}
-engine: {engine}  # {engine_note}
+{inputs}# {perturbation_note}
+perturbation: {perturbation}
+# {engine_note}
+engine: {engine}
 checks:
 {checks}gate: {gate}  # the least severity of a failed check that blocks
 """

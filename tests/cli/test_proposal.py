@@ -230,13 +230,13 @@ def test_a_torch_classifier_of_images(command: Command, tmp_path: Path) -> None:
 
 def test_the_radius_shrinks_where_bounds_would_be_loose(command: Command, tmp_path: Path) -> None:
     torch.manual_seed(1)
-    sizes = [4, 16, 16, 1]
+    sizes = [4, 12, 12, 1]
     layers = [part for a, b in pairwise(sizes) for part in (torch.nn.Linear(a, b), torch.nn.Tanh())]
     for layer in layers[::2]:
-        layer.weight.data *= 4  # type: ignore[operator]
+        layer.weight.data *= 8  # type: ignore[operator]
     rows = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
     uri = log_torch(torch.nn.Sequential(*layers[:-1]).eval(), rows)
-    policy, text, _ = proposed(command, tmp_path, uri, "--points", 2)
+    policy, text, _ = proposed(command, tmp_path, uri, "--points", 1)
     assert policy.perturbation.radius < 0.1
     assert "bounds were too loose" in text
 
