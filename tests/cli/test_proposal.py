@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -14,6 +14,7 @@ import torch
 from mlflow.models import ModelSignature, infer_signature
 from mlflow.tracking import MlflowClient
 from mlflow.types.schema import ColSpec, Schema
+from onnx import TensorProto, helper
 from sklearn.compose import ColumnTransformer
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -229,16 +230,20 @@ def test_a_torch_classifier_of_images(command: Command, tmp_path: Path) -> None:
 
 
 def test_the_radius_shrinks_where_bounds_would_be_loose(command: Command, tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    sizes = [4, 12, 12, 1]
-    layers = [part for a, b in pairwise(sizes) for part in (torch.nn.Linear(a, b), torch.nn.Tanh())]
-    for layer in layers[::2]:
-        layer.weight.data *= 8  # type: ignore[operator]
-    rows = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
-    uri = log_torch(torch.nn.Sequential(*layers[:-1]).eval(), rows)
-    policy, text, _ = proposed(command, tmp_path, uri, "--points", 1)
-    assert policy.perturbation.radius < 0.1
+    """Of 1/x no bound is finite where the region reaches 0: there a smaller radius is proposed."""
+    value = partial(helper.make_tensor_value_info, elem_type=TensorProto.FLOAT, shape=["batch", 1])
+    graph = helper.make_graph([helper.make_node("Reciprocal", ["x"], ["y"])], "inverse", [value("x")], [value("y")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    rows, name = np.linspace(0.05, 2.0, 10, dtype=np.float32)[:, None], fresh_name("inverse")
+    with mlflow.start_run():
+        mlflow.onnx.log_model(
+            model, name="model", registered_model_name=name, input_example=rows, pip_requirements=["onnxruntime"]
+        )
+    policy, text, _ = proposed(command, tmp_path, f"models:/{name}/1")
+    # 0.1 standard deviations are more than the 0.05 between the lowest row and 0, and half as much is less.
+    assert policy.perturbation.radius == 0.05
     assert "bounds were too loose" in text
+    assert {check.id: check.min for check in policy.checks if check.id == "coverage"} == {"coverage": 1.0}
 
 
 def test_tokens_do_not_move_and_their_embeddings_do(command: Command, tmp_path: Path) -> None:
