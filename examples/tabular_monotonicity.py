@@ -58,7 +58,7 @@ def main(directory: Path) -> None:
     mlflow.set_tracking_uri(f"sqlite:///{directory / 'mlflow.db'}")
     mlflow.set_experiment(experiment_id=mlflow.create_experiment("flats", (directory / "artifacts").as_uri()))
     rows, prices = flats()
-    network = MLPRegressor(hidden_layer_sizes=(16, 16), solver="lbfgs", alpha=0.0, max_iter=150, random_state=0)
+    network = MLPRegressor(hidden_layer_sizes=(24,), solver="lbfgs", alpha=0.0, max_iter=3000, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that training stopped before it converged is part of the story
         overfitted = make_pipeline(StandardScaler(), network).fit(rows, prices)
