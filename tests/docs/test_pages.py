@@ -72,7 +72,9 @@ def reader(request: pytest.FixtureRequest, folder_of_programs: Path, tmp_path: P
     world: Path = request.getfixturevalue("credit_world")
     keys = {"LIPSCHITZ_SIGNING_KEY": "lipschitz-signing-key.pem", "LIPSCHITZ_TRUSTED_KEYS": "lipschitz-signing-key.pub"}
     paths = {name: str(world / "keys" / file) for name, file in keys.items()}
-    shell.start(MLFLOW_TRACKING_URI=f"sqlite:///{world / 'mlflow.db'}", **paths)
+    # Each page has its own registry, so that it does not matter what another one did; the models' files are shared.
+    shutil.copy2(world / "mlflow.db", tmp_path / "mlflow.db")
+    shell.start(MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path / 'mlflow.db'}", **paths)
     for name in _FILES[page]:
         copy = shutil.copytree if (world / name).is_dir() else shutil.copy2
         copy(world / name, shell.folder / name)  # type: ignore[operator]
