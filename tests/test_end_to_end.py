@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import json
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import mlflow
@@ -25,7 +23,6 @@ from mlflow_lipschitz.cli.__main__ import run
 from mlflow_lipschitz.demo.registering import local_store
 from mlflow_lipschitz.gate.table import BoundsTable
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 NAME = "diabetes-progression"
 
 
@@ -212,28 +209,3 @@ def test_a_worse_model_than_the_baseline_is_blocked(told: Told, tmp_path: Path, 
     result = ml.audit(f"models:/{NAME}/2", rows, policy)
     assert result.verdict.status == "error"
     assert next(check.status for check in result.verdict.checks if check.id == "no-worse") == "error"
-
-
-@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
-def test_examples_run(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if "evaluate" in name and not entry_points(group="mlflow.model_evaluator", name="lipschitz"):
-        pytest.skip("MLflow finds evaluators of installed packages only, and this one is not installed")
-    specification = importlib.util.spec_from_file_location(name.removesuffix(".py"), EXAMPLES / name)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    before = mlflow.get_tracking_uri()
-    mlflow.set_registry_uri(None)  # type: ignore[arg-type]
-    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
-    try:
-        module.main(*[tmp_path] * module.main.__code__.co_argcount)
-    finally:
-        mlflow.set_tracking_uri(before)
-        if mlflow.active_run():
-            mlflow.end_run()
-    printed = capsys.readouterr().out
-    assert printed.strip()
-    assert "error" not in printed

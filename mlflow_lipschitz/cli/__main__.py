@@ -152,14 +152,21 @@ def check(paths: tuple[Path, ...]) -> int:
 
 @policy.command()
 @click.argument("model_uri")
-@click.option("--data", type=click.Path(path_type=Path), help="Rows whose ranges become the domain.")
+@click.option("--data", type=click.Path(path_type=Path), help="Rows to measure on; default: the model's input example.")
+@click.option("--points", type=click.IntRange(min=1), default=100, show_default=True, help="How many rows to measure.")
+@click.option("--output", help="Index or name of the judged output, or margin; default: the only one, else margin.")
+@click.option("--out", type=_FILE, help="Write the policy to this new file; default: print it.")
 @_trust_pickle
 @_tracking_uri
-def init(model_uri: str, data: Path | None, trust_pickle: bool, tracking_uri: str | None) -> int:
-    """Print a commented policy that fits the signature of MODEL_URI."""
-    from mlflow_lipschitz.cli import commands
+def init(**options: Any) -> int:
+    """Propose a policy for MODEL_URI: every threshold measured, with a comment that says where it comes from.
 
-    return commands.policy_init(commands.ModelRequest(model_uri, trust_pickle, tracking_uri), data)
+    A sample of the data is bounded as an audit would bound it; where a champion of the model has passed an audit, its policy and
+    its bounds are what thresholds follow.
+    """
+    from mlflow_lipschitz.cli import proposing
+
+    return proposing.policy_init(proposing.PolicyInitRequest(**options))
 
 
 @policy.command()

@@ -147,19 +147,6 @@ def policy_check(paths: Sequence[Path]) -> int:
     return code
 
 
-def policy_init(request: ModelRequest, data: Path | None) -> int:
-    """Print a policy for the model."""
-    from mlflow_lipschitz.cli.proposal import propose_policy
-    from mlflow_lipschitz.pipeline.intake import rows_for
-    from mlflow_lipschitz.registry.pull import pull
-
-    pulled = pull(request.model_uri, trust_pickle=request.trust_pickle, tracking_uri=request.tracking_uri)
-    source = data if data is not None else pulled.input_example
-    rows = rows_for(pulled, source, None) if source is not None else None
-    click.echo(propose_policy(pulled.name or "my-model", pulled.signature, rows), nl=False)
-    return PASSED
-
-
 def policy_schema() -> int:
     """Print the schema."""
     from mlflow_lipschitz.policy import policy_schema as schema

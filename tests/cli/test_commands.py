@@ -24,7 +24,6 @@ from sklearn.linear_model import LinearRegression
 
 from mlflow_lipschitz.errors import AuditError
 from mlflow_lipschitz.gate.table import BoundsTable
-from mlflow_lipschitz.policy import load_policy
 from tests.cli.conftest import Answer
 from tests.registry.stores import FEATURES, artifact_folder, fresh_name, log_onnx, rows
 
@@ -422,17 +421,6 @@ def test_a_resumption_needs_a_directory_and_the_same_question(
     assert answer.code == 0
     assert "8/8 rows were finished before" in answer.err
     assert not (out / "work").exists()
-
-
-def test_a_proposed_policy_audits_the_model(command: Command, uri: str, data: Path, tmp_path: Path) -> None:
-    proposed = command("policy", "init", uri, "--data", data)
-    assert proposed.code == 0
-    path = tmp_path / "proposed.yaml"
-    path.write_text(proposed.out.replace("max: 100.0", "max: 100000.0"))
-    assert load_policy(path).perturbation.scale == "standardized"
-    assert command("policy", "check", path).code == 0
-    answer = command("audit", uri, "--policy", path, "--data", data)
-    assert answer.code == 0, answer.err + answer.out
 
 
 def test_support_lists_every_node(command: Command, uri: str) -> None:
