@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from mlflow_lipschitz.checker.arithmetic import FLOATS, Arithmetic
+from mlflow_lipschitz.checker.arithmetic import FLOATS, Arithmetic, floats_down, floats_up
 from mlflow_lipschitz.checker.propagation import Problem, bound_entries, bound_nodes, largest
 from mlflow_lipschitz.checker.regions import Region
 from mlflow_lipschitz.engine.ir import ops
@@ -102,3 +103,14 @@ def test_a_combination_of_outputs_is_bounded_from_outside(seed: int) -> None:
     coeffs = np.random.default_rng(seed).normal(size=(12, 3))
     rough, true = (largest(replace(problem, coeffs=coeffs)) for problem in (floats, rationals))
     assert (rough >= true).all() and np.isfinite(rough).all()
+
+
+def test_fractions_become_the_floats_next_to_them() -> None:
+    third, tiny, huge = Fraction(1, 3), Fraction(1, 10**400), Fraction(10) ** 400
+    values = np.array([third, -third, Fraction(1, 2), Fraction(0), tiny, -tiny], dtype=object)
+    for value, low, high in zip(values, floats_down(values).tolist(), floats_up(values).tolist(), strict=True):
+        assert Fraction(low) <= value <= Fraction(high)
+        assert low == high if Fraction(float(value)) == value else np.nextafter(low, np.inf) == high
+    beyond, largest_float = np.array([huge, -huge], dtype=object), float(np.finfo(np.float64).max)
+    assert floats_up(beyond).tolist() == [np.inf, -largest_float]
+    assert floats_down(beyond).tolist() == [largest_float, -np.inf]

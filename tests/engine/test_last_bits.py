@@ -9,6 +9,7 @@ import itertools
 import math
 from fractions import Fraction
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -22,10 +23,13 @@ from mlflow_lipschitz.engine.ir.graph import Graph, GraphBuilder
 from mlflow_lipschitz.engine.propagation.backward import InputForm, concretize, upper_bounds
 from mlflow_lipschitz.engine.propagation.pre_activation import Refinement, bound_nodes
 from mlflow_lipschitz.engine.propagation.problem import Problem
+from mlflow_lipschitz.engine.rules.curve_enclosure import offset_above, parallel_lines
+from mlflow_lipschitz.engine.rules.curves.table import facts_of
 from mlflow_lipschitz.engine.rules.maximum import RemainderRule
 from mlflow_lipschitz.engine.rules.product import McCormick, MultiplyRule
 from mlflow_lipschitz.engine.rules.relaxation import Centered, Relaxation
 from mlflow_lipschitz.engine.rules.weights import Weights
+from tests.exact_curves import CURVES as MEANING
 
 NO_WEIGHTS = Weights()
 TINY = (5e-324, 1.5e-323, -5e-324, 3e-320, 0.0)
@@ -96,9 +100,9 @@ def test_planes_around_products_are_those_of_the_textbook() -> None:
 def test_what_the_first_operand_of_a_maximum_leaves_over() -> None:
     """(1 − s) g, for any s in [0, 1]; s · g is not known, so that nothing else hides the product's rounding."""
     rng = np.random.default_rng(0)
-    ends = np.where(
-        rng.random((2, 600)) < 0.5, rng.choice([0.0, 1.0, 1e-20, 1 - 2.0**-53], (2, 600)), rng.random((2, 600))
-    )
+    # Random numbers are multiples of 2⁻⁵³, of which 1 − s is no rounding; their cubes are not.
+    anything, chosen = rng.random((2, 600)) ** 3, rng.choice([0.0, 1.0, 1e-20, 1 - 2.0**-53], (2, 600))
+    ends = np.where(rng.random((2, 600)) < 0.5, chosen, anything)
     step = Interval(*(torch.from_numpy(end).reshape(-1, 1, 1) for end in np.sort(ends, axis=0)))
     whole = ends_of(rng, 600)
     unknown = Interval(torch.full_like(whole.lower, -torch.inf), torch.full_like(whole.lower, torch.inf))
@@ -225,3 +229,29 @@ def test_rows_that_only_fill_up_a_batch_change_nothing() -> None:
         for one, both in zip(alone, together, strict=True):
             assert torch.equal(one.interval.lower[0], both.interval.lower[row])
             assert torch.equal(one.interval.upper[0], both.interval.upper[row])
+
+
+@pytest.mark.parametrize("name", ["sin", "cos", "tanh", "softplus", "exp", "relu"])
+def test_lines_of_any_slope_lie_above_the_curve(name: str) -> None:
+    """Also of slopes that no relaxation would choose: an offset answers for the slope it is given."""
+    facts, rng = facts_of(name), np.random.default_rng(7)
+    slopes = torch.tensor([-5.0, -1.0, -1e-3, 0.0, 0.3, 1.0, 5.0], dtype=torch.float64).reshape(-1, 1, 1, 1)
+    for _ in range(30):
+        low = float(rng.normal() * 3)
+        high = low + float(rng.choice([0.0, 1e-12, 0.1, 1.0, 3.0, 5.0]))
+        places = [low, high, *np.linspace(low, high, 9).tolist()]
+        for side in (1, -1):
+            found = offset_above(facts, Interval(number(low), number(high)), slopes, side).flatten().tolist()
+            for slope, offset in zip(slopes.flatten().tolist(), found, strict=True):
+                for place in places:
+                    value = MEANING[name](mpmath.mpf(place), mpmath.mpf, 1)[0]
+                    assert side * value - mpmath.mpf(slope) * place <= offset, (low, high, slope, place, side)
+        require_lines_around(name, parallel_lines(facts, Interval(number(low), number(high))), places)
+
+
+def require_lines_around(name: str, lines: Relaxation, places: list[float]) -> None:
+    (above,), (below,) = lines.upper_slopes, lines.lower_slopes
+    for place in places:
+        value = MEANING[name](mpmath.mpf(place), mpmath.mpf, 1)[0]
+        assert value <= mpmath.mpf(float(above)) * place + float(lines.upper_offset)
+        assert mpmath.mpf(float(below)) * place + float(lines.lower_offset) <= value

@@ -8,6 +8,7 @@ a seed is the same in every run.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 
@@ -69,4 +70,7 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
+    # A shell makes what runs in the background ignore interrupts; asked to end, this tells what it has seen.
+    for asked_to_stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(asked_to_stop, signal.default_int_handler)
     sys.exit(main())

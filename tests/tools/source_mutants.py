@@ -29,12 +29,19 @@ LOADED_ONCE = ("torch", "scipy.optimize", "numpy", "mpmath", "gmpy2", "hypothesi
 
 # Module -> the tests that are asked.
 CHECKER = ("tests/checker/test_rounding.py", "tests/checker/test_meaning.py", "tests/checker/test_mutations.py")
-ENGINE = ("tests/engine/test_extremes.py", "tests/engine/test_refinement.py", "tests/engine/test_operators.py")
-CURVES = ("tests/engine/test_extremes.py", "tests/engine/test_curves.py")
+STEPS = ("tests/engine/test_last_bits.py", "tests/engine/test_extremes.py", "tests/engine/test_refinement.py")
+PASSES = (
+    *STEPS,
+    "tests/engine/test_half_spaces.py",
+    "tests/engine/test_multiplier_bounds.py",
+    "tests/soundness/test_draws.py",
+)
+RULES = (*STEPS, "tests/engine/test_identities.py", "tests/engine/test_building.py", "tests/engine/test_operators.py")
+CURVES = (*STEPS, "tests/engine/test_curves.py")
 TESTS: dict[str, tuple[str, ...]] = {
-    **{f"engine/rules/{name}.py": ENGINE for name in ("product", "maximum", "relaxation")},
+    **{f"engine/rules/{name}.py": RULES for name in ("product", "maximum", "relaxation")},
     "engine/rules/curve_enclosure.py": CURVES,
-    **{f"engine/propagation/{name}.py": ENGINE for name in ("backward", "pre_activation")},
+    **{f"engine/propagation/{name}.py": PASSES for name in ("backward", "pre_activation")},
     **{
         f"checker/{name}.py": CHECKER
         for name in ("planes", "propagation", "regions", "trees", "affine", "arithmetic", "derivation")
