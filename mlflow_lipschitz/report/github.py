@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from mlflow_lipschitz.plain_text import one_line
 from mlflow_lipschitz.report.content import ReportContent
+
+if TYPE_CHECKING:
+    from mlflow_lipschitz.gate.verdict import CheckOutcome
 
 PER_KIND = 10
 """GitHub drops what exceeds ten annotations of one kind per step."""
@@ -19,8 +24,13 @@ def github_annotations(content: ReportContent) -> list[str]:
             continue
         kind = "error" if check.blocking else _KINDS[check.severity]
         place = f"file={_property(content.policy_file)}" + (f",line={check.line}" if check.line else "")
-        found[kind].append(f"::{kind} {place},title={_property(check.id)}::{_message(check.message)}")
+        found[kind].append(f"::{kind} {place},title={_property(check.id)}::{_message(_told(content, check))}")
     return [line for kind in found.values() for line in kind[:PER_KIND]]
+
+
+def _told(content: ReportContent, check: CheckOutcome) -> str:
+    advice = content.advice.get(check.id, "")
+    return f"{check.message}\nNext: {advice}" if advice else check.message
 
 
 def _message(text: str) -> str:

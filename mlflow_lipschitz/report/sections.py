@@ -124,8 +124,8 @@ def directions(content: ReportContent) -> Section:
         return Section(title, absent=found.reason if isinstance(found, Absent) else "no check names a feature")
     lead = (
         "The curve is the mean output while one feature moves and the others stay, the band holds four fifths of the rows:"
-        " computed at some values, not proved. Short pieces are single rows within their regions. The lanes below count"
-        " for every row what is proved of the direction, in its whole region."
+        " computed at some values, not proved. Short pieces are single rows within their regions. The lanes below say"
+        " what is proved of the direction in each row's whole region; the higher a tick, the more of the rows at that place."
     )
     return Section(title, lead, figures=figures)
 
