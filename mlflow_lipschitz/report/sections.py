@@ -32,8 +32,8 @@ def sections(content: ReportContent) -> list[Section]:
 
 def bounds(content: ReportContent) -> Section:
     """Bounds of every row, with the threshold."""
-    limits = [c.threshold for c in content.verdict.checks if c.type == "lipschitz_at_most"]
-    limit = float(limits[0]) if limits and isinstance(limits[0], (int, float)) else None
+    limits = [c.threshold for c in content.verdict.checks if c.type == "lipschitz_at_most" and c.threshold is not None]
+    limit = min(limits, default=None)
     rows = _bounded_rows(content, limit)
     _, how = thinned(rows)
     plot = interval_plot(rows, label="Lipschitz bounds per row: attained to certified", limit=limit)
