@@ -24,6 +24,7 @@ EXCEPTIONS: dict[str, str] = {
     "certify/lipschitz.py:certify_lipschitz": "the contract fixes this call; what may be left out is keyword-only",
     "certify/monotonicity.py:certify_monotonicity": "the contract fixes this call; what may be left out is keyword-only",
     "certify/radius.py:certified_radius": "the contract fixes this call; what may be left out is keyword-only",
+    "frontends/torch_translations.py:_conv3d": "the signature of torch's operator",
     "frontends/torch_translations.py:_scalar_tensor": "the signature of torch's operator",
     "frontends/torch_translations.py:_scaled_dot_product_attention": "the signature of torch's operator",
 }

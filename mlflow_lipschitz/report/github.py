@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from mlflow_lipschitz.errors import LipschitzError, PolicyError
 from mlflow_lipschitz.plain_text import one_line
 from mlflow_lipschitz.report.content import ReportContent
+
+if TYPE_CHECKING:
+    from mlflow_lipschitz.gate.verdict import CheckOutcome
 
 PER_KIND = 10
 """GitHub drops what exceeds ten annotations of one kind per step."""
@@ -23,7 +27,7 @@ def github_annotations(content: ReportContent) -> list[str]:
             continue
         kind = "error" if check.blocking else _KINDS[check.severity]
         place = f"file={_property(content.policy_file)}" + (f",line={check.line}" if check.line else "")
-        found[kind].append(f"::{kind} {place},title={_property(check.id)}::{_message(check.message)}")
+        found[kind].append(f"::{kind} {place},title={_property(check.id)}::{_message(_told(content, check))}")
     return [line for kind in found.values() for line in kind[:PER_KIND]]
 
 
@@ -43,6 +47,11 @@ def step_outputs(values: Mapping[str, str]) -> str:
     """Text for the file GITHUB_OUTPUT. A value ends at a line that nobody can have foreseen, so none can set another output."""
     end = f"end-{uuid.uuid4().hex}"
     return "".join(f"{name}<<{end}\n{value}\n{end}\n" for name, value in values.items())
+
+
+def _told(content: ReportContent, check: CheckOutcome) -> str:
+    advice = content.advice.get(check.id, "")
+    return f"{check.message}\nNext: {advice}" if advice else check.message
 
 
 def _message(text: str) -> str:

@@ -220,11 +220,7 @@ def response_plot(response: Response) -> Plot:
             marks.append(cross(f"sign {kind}", at[1]))
         elif kind == "undecided":
             marks.append(ring(f"sign {kind}", at[1]))
-    for number, (state, kind, word) in enumerate(_LANES):
-        top = floor + number * lane
-        marks.append(box("lane", (LEFT, top), (WIDTH - RIGHT - LEFT, lane - 2)))
-        marks.append(words("tick", (LEFT - 6, top + 10.5), word, "end"))
-        marks += _rug(response.at[response.state == state], x, (top, lane - 2), kind)
+    marks += _lanes(response, x, (floor, lane))
     bottom = floor + len(_LANES) * lane + 4
     marks += bottom_axis(x, bottom)
     marks.append(words("tick", (WIDTH - RIGHT, bottom + 32), one_line(response.feature)[:60], "end"))
@@ -232,15 +228,26 @@ def response_plot(response: Response) -> Plot:
     return Plot(one_line(label), tuple(marks), bottom + 40)
 
 
-def _rug(values: np.ndarray, x: Axis, place: tuple[float, float], kind: str) -> list[Mark]:
-    """A tick where rows are, gathered into a few places: as many marks for five rows as for five thousand."""
-    top, height = place
-    counts, edges = np.histogram(values[np.isfinite(values)], bins=_BINS, range=(x.low, x.high))
+def _lanes(response: Response, x: Axis, place: tuple[float, float]) -> list[Mark]:
+    """A lane per state. Rows are gathered into a few places, where a tick is as high as the share of the place's rows in the state.
+
+    There are as many marks for five rows as for five thousand.
+    """
+    floor, lane = place
+    known = np.isfinite(response.at)
+    edges = np.linspace(x.low, x.high, _BINS + 1)
+    every, _ = np.histogram(response.at[known], edges)
     marks = []
-    for i in np.flatnonzero(counts):
-        at = x.at(float(edges[i] + edges[i + 1]) / 2)
-        title = f"{counts[i]} row(s) between {short(float(edges[i]))} and {short(float(edges[i + 1]))}"
-        marks.append(box(f"tick-box {kind}", (at - 1.5, top + 1), (3.0, height - 2), title))
+    for number, (state, kind, word) in enumerate(_LANES):
+        top, height = floor + number * lane, lane - 2
+        marks.append(box("lane", (LEFT, top), (WIDTH - RIGHT - LEFT, height)))
+        marks.append(words("tick", (LEFT - 6, top + 10.5), word, "end"))
+        counts, _ = np.histogram(response.at[known & (response.state == state)], edges)
+        for i in np.flatnonzero(counts):
+            high = max(2.0, float(counts[i] / every[i]) * height)
+            title = f"{counts[i]} of {every[i]} row(s) from {short(float(edges[i]))} to {short(float(edges[i + 1]))}"
+            corner = (x.at(float(edges[i] + edges[i + 1]) / 2) - 1.5, top + height - high)
+            marks.append(box(f"tick-box {kind}", corner, (3.0, high), title))
     return marks
 
 

@@ -32,8 +32,8 @@ def sections(content: ReportContent) -> list[Section]:
 
 def bounds(content: ReportContent) -> Section:
     """Bounds of every row, with the threshold."""
-    limits = [c.threshold for c in content.verdict.checks if c.type == "lipschitz_at_most"]
-    limit = float(limits[0]) if limits and isinstance(limits[0], (int, float)) else None
+    limits = [c.threshold for c in content.verdict.checks if c.type == "lipschitz_at_most" and c.threshold is not None]
+    limit = min(limits, default=None)
     rows = _bounded_rows(content, limit)
     _, how = thinned(rows)
     plot = interval_plot(rows, label="Lipschitz bounds per row: attained to certified", limit=limit)
@@ -124,8 +124,8 @@ def directions(content: ReportContent) -> Section:
         return Section(title, absent=found.reason if isinstance(found, Absent) else "no check names a feature")
     lead = (
         "The curve is the mean output while one feature moves and the others stay, the band holds four fifths of the rows:"
-        " computed at some values, not proved. Short pieces are single rows within their regions. The lanes below count"
-        " for every row what is proved of the direction, in its whole region."
+        " computed at some values, not proved. Short pieces are single rows within their regions. The lanes below say"
+        " what is proved of the direction in each row's whole region; the higher a tick, the more of the rows at that place."
     )
     return Section(title, lead, figures=figures)
 

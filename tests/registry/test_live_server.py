@@ -20,11 +20,14 @@ from mlflow_lipschitz.registry import tags
 from mlflow_lipschitz.registry.promotion import PromotionOptions, promote
 from mlflow_lipschitz.registry.pull import pull
 from mlflow_lipschitz.registry.trust import TrustSources
+from mlflow_lipschitz.report.html import report_html
 from tests.mlflow_plugin.audits import audited
 from tests.registry.evidence import POLICY, Record, attest, record
 from tests.registry.interposed import at_call
 from tests.registry.keyring import key, public_file
 from tests.registry.stores import FEATURES, fresh_name, log_onnx, network, onnx_model, rows
+from tests.report.browsers import OPEN_ALL, OVERFLOW, Watched, chromium
+from tests.report.samples import IMAGE, full
 
 
 def _aliases(name: str) -> dict[str, str]:
@@ -123,6 +126,28 @@ def test_a_version_number_beyond_the_last_is_a_registry_error_at_once(http_store
     log_onnx(name)
     with pytest.raises(RegistryError, match="mlflow ui"):
         pull(f"models:/{name}/99")
+
+
+def test_the_artifact_viewer_shows_the_report(http_store: str, tmp_path: Path) -> None:
+    report = tmp_path / "report.html"
+    report.write_text(report_html(full(200)), encoding="utf-8")
+    with chromium() as browser:
+        client = MlflowClient()
+        with mlflow.start_run() as run:
+            client.log_artifact(run.info.run_id, str(report), "lipschitz")
+        watched = Watched.of(browser, 1400, "light")
+        place = f"experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts/lipschitz/report.html"
+        watched.page.goto(f"{http_store}/#/{place}")
+        frame = watched.page.wait_for_selector("iframe", timeout=180_000).content_frame()
+        frame.wait_for_selector("h1", timeout=60_000)
+        assert "Blocked" in frame.inner_text("h1")
+        frame.evaluate(OPEN_ALL)
+        assert frame.evaluate(OVERFLOW) == 0
+        assert IMAGE in frame.inner_text("body")
+        # The frame asks for nothing but the document that MLflow hands it, and says nothing on the console.
+        assert watched.framed
+        assert all(url.startswith("blob:") for url in watched.framed)
+        assert [text for text in watched.messages if "404 (Not Found)" not in text] == []
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:

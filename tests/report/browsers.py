@@ -45,11 +45,13 @@ def axe_source() -> str:
 
 @dataclass
 class Watched:
-    """A page, and everything on it that should not happen: messages on the console, dialogs, requests to anywhere."""
+    """A page, and everything on it that should not happen: messages on the console, dialogs, requests of the
+    page and of the frames in it."""
 
     page: Any
     messages: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
+    framed: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, browser: Any, width: int, scheme: str) -> Watched:
@@ -59,8 +61,11 @@ class Watched:
         page.on("console", lambda message: watched.messages.append(message.text))
         page.on("pageerror", lambda error: watched.messages.append(str(error)))
         page.on("dialog", lambda dialog: (watched.messages.append(dialog.message), dialog.dismiss()))
-        page.on("request", lambda request: watched.requests.append(request.url))
+        page.on("request", lambda request: watched._note(request))
         return watched
+
+    def _note(self, request: Any) -> None:
+        (self.framed if request.frame.parent_frame else self.requests).append(request.url)
 
 
 OVERFLOW = """() => {

@@ -1,4 +1,4 @@
-"""The report in a real browser: alone, and in the artifact viewer of a live MLflow server."""
+"""The report in a real browser, alone. In MLflow's own viewer: registry/test_live_server.py, which has a server."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow.tracking import MlflowClient
 
 from mlflow_lipschitz.report.html import report_html
-from tests.registry.stores import mlflow_server
 from tests.report.browsers import OPEN_ALL, OVERFLOW, SERIOUS, Watched, axe_source, chromium
 from tests.report.samples import IMAGE, full
 
@@ -69,23 +67,3 @@ def test_it_prints(browser: Any, report: Path) -> None:
     assert watched.page.evaluate("() => getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert watched.page.pdf().startswith(b"%PDF")
     watched.page.context.close()
-
-
-def test_the_artifact_viewer_of_mlflow_shows_it(browser: Any, report: Path, tmp_path: Path) -> None:
-    with mlflow_server(tmp_path) as uri:
-        client = MlflowClient(tracking_uri=uri)
-        run = client.create_run("0")
-        client.log_artifact(run.info.run_id, str(report), "lipschitz")
-        client.set_terminated(run.info.run_id)
-        watched = Watched.of(browser, 1400, "light")
-        page = watched.page
-        page.goto(f"{uri}/#/experiments/0/runs/{run.info.run_id}/artifacts/lipschitz/report.html")
-        frame = page.wait_for_selector("iframe", timeout=60_000).content_frame()
-        frame.wait_for_selector("h1", timeout=30_000)
-        before = len(watched.requests)
-        assert "Blocked" in frame.inner_text("h1")
-        frame.evaluate(OPEN_ALL)
-        assert frame.evaluate(OVERFLOW) == 0
-        assert IMAGE in frame.inner_text("body")
-        assert watched.requests[before:] == []
-        page.context.close()
