@@ -21,8 +21,8 @@ _TEXTS: Mapping[str, tuple[str, str, str, str]] = {
         "means that a point where it does was found.",
         "Output units per unit of perturbation: per feature unit with scale raw, per standard deviation with scale "
         "standardized.",
-        "undecided: lower the radius, or train with weight decay, which makes bounds tighter; the engine makes one pass per "
-        "row and has no budget to raise. violated: look at the worst row; train with "
+        "undecided: give the search more time (engine.budget_per_point_s), lower the radius, or train with weight decay, which "
+        "makes bounds tighter. violated: look at the worst row; train with "
         "weight decay, spectral normalization or a gradient penalty, or scale the output.",
     ),
     "radius_at_least": (
