@@ -22,7 +22,15 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "PYTHONWARNINGS": "ignore",
 }
-_STRANGERS = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "LIPSCHITZ_SIGNING_KEY", "LIPSCHITZ_TRUSTED_KEYS")
+STRANGERS = (
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_REGISTRY_URI",
+    "LIPSCHITZ_SIGNING_KEY",
+    "LIPSCHITZ_TRUSTED_KEYS",
+    "LIPSCHITZ_REVOKED_KEYS",
+)
+"""What a user of this machine may have set, and what no page or example may obey."""
+
 _SECONDS = 300
 
 
@@ -53,7 +61,7 @@ def programs() -> Iterator[Path]:
 
 def environment() -> dict[str, str]:
     """This process's, without what would lead commands to somebody's own store or keys."""
-    kept = {name: value for name, value in os.environ.items() if name not in _STRANGERS}
+    kept = {name: value for name, value in os.environ.items() if name not in STRANGERS}
     return {**kept, **_ENVIRONMENT}
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import mlflow
 import pytest
+import yaml
 
-from tests.docs.commands import ROOT, environment
+from mlflow_lipschitz.cli.__main__ import cli
+from tests.docs.commands import ROOT, STRANGERS, environment
 
 EXAMPLES = ROOT / "examples"
 NOTEBOOK = EXAMPLES / "quickstart.ipynb"
@@ -52,13 +55,11 @@ STORIES = {
 }
 assert not (missing := {path.name for path in EXAMPLES.glob("*.py")} ^ set(STORIES)), missing
 
-_OF_A_USER = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "LIPSCHITZ_SIGNING_KEY", "LIPSCHITZ_TRUSTED_KEYS")
-
 
 @pytest.fixture(autouse=True)
 def nobodys_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No store, no keys of the user's; and MLflow's process-wide settings as they were, afterwards."""
-    for name in _OF_A_USER:
+    for name in STRANGERS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     before = mlflow.get_tracking_uri()
@@ -81,6 +82,15 @@ def test_an_example_tells_its_story(name: str, tmp_path: Path, capsys: pytest.Ca
     module.main(*[tmp_path] * module.main.__code__.co_argcount)
     printed = capsys.readouterr().out
     assert re.search(".*".join(STORIES[name]), printed, re.DOTALL), printed
+
+
+def test_the_workflow_types_a_command_that_there_is() -> None:
+    workflow = yaml.safe_load((EXAMPLES / "audit.yml").read_text(encoding="utf-8"))
+    typed = next(step["run"] for step in workflow["jobs"]["audit"]["steps"] if step.get("name") == "audit")
+    program, command, uri, *rest = shlex.split(typed)
+    assert (program, uri) == ("mlflow-lipschitz", "$MODEL_URI")
+    known = cli.commands[command].make_context(command, [uri, *rest], resilient_parsing=False)
+    assert known.params["style"] == "github"
 
 
 def test_every_example_has_its_line_in_the_list() -> None:
