@@ -452,3 +452,14 @@ def test_the_schema_is_json_and_explanations_are_text(command: Command) -> None:
         text = command("explain", kind)
         assert text.code == 0
         assert "does not mean" in text.out
+
+
+def test_several_policies_are_checked_and_every_mistake_is_said(
+    command: Command, policy: Path, strict_policy: Path, tmp_path: Path
+) -> None:
+    assert command("policy", "check", policy, strict_policy).out.count("ok: ") == 2
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("checks: []\n")
+    answer = command("policy", "check", wrong, tmp_path / "absent.yaml", policy)
+    assert answer.code == 2
+    assert (answer.out.count("ok: "), answer.err.count("error: ")) == (1, 2)
