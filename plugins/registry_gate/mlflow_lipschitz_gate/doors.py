@@ -6,6 +6,7 @@ between finds the mark when it starts again and finishes the second look.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import secrets
 import threading
@@ -101,8 +102,8 @@ def surely(action: Callable[[], object], what: str) -> None:
     """
 
     def again() -> None:
-        while True:
-            time.sleep(_AGAIN_SECONDS)
+        for number in itertools.count():
+            time.sleep(_AGAIN_SECONDS * min(2**number, 60))
             try:
                 action()
             except Exception:  # a database that is away for an hour must not end this
@@ -145,7 +146,7 @@ def stage_door(store: Any, config: GateConfig, name: str, stage: str, version: s
     before = store.get_model_version(name, version).current_stage
 
     def is_open() -> bool:
-        return bool(store.get_model_version(name, version).current_stage == stage)
+        return _stage_of(store, name, version) == stage
 
     def close() -> None:
         back = "None" if before == stage else before
@@ -202,18 +203,29 @@ class Mark:
 def _stands_open(store: Any, mark: Mark) -> bool:
     if mark.kind == "alias":
         return _holder(store, mark.name, mark.target) == mark.version
+    stage = _stage_of(store, mark.name, mark.version)
+    return stage is not None if mark.kind == "copy" else stage == mark.target
+
+
+def _stage_of(store: Any, name: str, version: str) -> str | None:
+    """None when there is no such version any more."""
     try:
-        found = store.get_model_version(mark.name, mark.version)
+        return str(store.get_model_version(name, version).current_stage)
     except MlflowException as error:
         if error.error_code not in ABSENT:
             raise
-        return False
-    return mark.kind != "stage" or bool(found.current_stage == mark.target)
+        return None
+
+
+def take_back_copy(store: Any, name: str, version: str) -> None:
+    """Delete a version of a protected name that turned out to be none it may hold; one that is gone is no matter."""
+    if _stage_of(store, name, version) is not None:
+        store.plain.delete_model_version(name, version)
 
 
 def _take_back(store: Any, mark: Mark) -> None:
     if mark.kind == "copy":
-        store.plain.delete_model_version(mark.name, mark.version)
+        take_back_copy(store, mark.name, mark.version)
     elif mark.kind == "stage":
         store.plain.transition_model_version_stage(mark.name, mark.version, "Archived", False)
     else:
