@@ -240,6 +240,25 @@ def test_a_radius_that_underflows_is_still_one() -> None:
     assert radius_holds(Subject(graph, "linf", 0), here, np.array([0.0])).tolist() == [True]
 
 
+def test_a_radius_times_a_unit_is_not_rounded_down() -> None:
+    """The decision changes at 0.2 ulp(1) less than the radius reaches: seen from −1, where floats are far closer together."""
+    ulp, radii = 2.0**-52, np.random.default_rng(0).uniform(0.5, 1.0, 1000)
+    units = 1 / radii * (1 + 8 * ulp)
+    lost = np.array([float(Fraction(r) * Fraction(u) - Fraction(r * u)) for r, u in zip(radii, units, strict=True)])
+    pick = int(lost.argmax())
+    assert lost[pick] > 0.4 * ulp
+    radius, unit = radii[pick], units[pick]
+    change = float(Fraction(radius * unit) - 1) + lost[pick] / 2
+    assert Fraction(radius) * Fraction(unit) - 1 > Fraction(change)
+    builder = GraphBuilder()
+    moved = builder.add(
+        ops.Linear(ops.frozen_array([[-1.0]]), ops.frozen_array([change])), builder.add(ops.Input((1,)))
+    )
+    here = stated([[-1.0]], labels=np.array([1]), feature_scale=np.array([unit]))
+    assert not radius_holds(Subject(builder.build(moved), "linf", 0), here, np.array([radius]))[0]
+    assert radius_holds(Subject(builder.build(moved), "linf", 0), here, np.array([radius * (1 - 1e-9)]))[0]
+
+
 def test_only_a_label_that_is_wrong_for_sure_is_mislabeled() -> None:
     builder = GraphBuilder()
     x = builder.add(ops.Input((3,)))

@@ -6,8 +6,10 @@ between finds the mark when it starts again and finishes the second look.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import secrets
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,12 +22,14 @@ from mlflow.exceptions import MlflowException
 from mlflow_lipschitz_gate.config import GateConfig
 from mlflow_lipschitz_gate.overrides import override_reason, record_override
 from mlflow_lipschitz_gate.refusals import audit_and_promote, denied
-from mlflow_lipschitz_gate.verification import problems_with, subject_of
+from mlflow_lipschitz_gate.verification import ABSENT, problems_with, subject_of
 
 MARK = "lipschitz.gate.opening-"
 COPY_MARK = MARK + "copy"
 # A worker that set a mark and did not open its door within this time is dead.
 _OLD_SECONDS = 600
+_AGAIN_SECONDS = 1.0
+_PAUSES = (0.1, 0.5, 2.0)
 _logger = logging.getLogger("mlflow_lipschitz_gate")
 T = TypeVar("T")
 
@@ -37,7 +41,6 @@ class Door:
     Attributes:
         name, version: the version that wants to pass.
         alias, stage: what it wants; exactly one is given.
-        was_open: whether it stands there already.
         is_open: whether it stands there now.
         close: puts things back as they were.
     """
@@ -46,7 +49,6 @@ class Door:
     version: str
     alias: str | None
     stage: str | None
-    was_open: bool
     is_open: Callable[[], bool]
     close: Callable[[], None]
 
@@ -76,13 +78,44 @@ def passing(store: Any, config: GateConfig, door: Door, open_: Callable[[], T]) 
         result = open_()
         _demand(store, config, door)
     except BaseException:
-        # Whatever it was, the second look did not end well. If closing fails too, the mark stays for the next start.
-        if door.is_open() and not (door.was_open and _still_good(store, config, door)):
-            door.close()
-        unmark(store, door.name, door.version, door.mark)
+        # Whatever it was, the second look did not end well: the door is left open only if a third one does.
+        surely(lambda: _settle(store, config, door), f"{door.what} is looked at again")
         raise
     unmark(store, door.name, door.version, door.mark)
     return result
+
+
+def _settle(store: Any, config: GateConfig, door: Door) -> None:
+    good = not door.is_open()
+    try:
+        good = good or not _problems(store, config, door.name, door.version)
+    finally:
+        if not good:
+            door.close()
+        unmark(store, door.name, door.version, door.mark)
+
+
+def surely(action: Callable[[], object], what: str) -> None:
+    """Do what must not be left undone: now, or in a thread that tries until it is done, should the database not answer.
+
+    A server that is killed before that finds the mark at its next start.
+    """
+
+    def again() -> None:
+        for number in itertools.count():
+            time.sleep(_AGAIN_SECONDS * min(2**number, 60))
+            try:
+                action()
+            except Exception:  # a database that is away for an hour must not end this
+                _logger.exception("%s, in vain", what)
+            else:
+                return
+
+    try:
+        action()
+    except Exception:
+        _logger.exception("%s, once more", what)
+        threading.Thread(target=again, name="lipschitz-gate", daemon=True).start()
 
 
 def marked_now() -> str:
@@ -104,7 +137,7 @@ def alias_door(store: Any, config: GateConfig, name: str, alias: str, version: s
         else:
             store.plain.delete_registered_model_alias(name, alias)
 
-    return Door(name, version, alias, None, before == version, is_open, close)
+    return Door(name, version, alias, None, is_open, close)
 
 
 def stage_door(store: Any, config: GateConfig, name: str, stage: str, version: str) -> Door:
@@ -113,7 +146,7 @@ def stage_door(store: Any, config: GateConfig, name: str, stage: str, version: s
     before = store.get_model_version(name, version).current_stage
 
     def is_open() -> bool:
-        return bool(store.get_model_version(name, version).current_stage == stage)
+        return _stage_of(store, name, version) == stage
 
     def close() -> None:
         back = "None" if before == stage else before
@@ -122,7 +155,7 @@ def stage_door(store: Any, config: GateConfig, name: str, stage: str, version: s
             if other != version and not _problems(store, config, name, other):
                 store.plain.transition_model_version_stage(name, other, stage, False)
 
-    return Door(name, version, None, stage, before == stage, is_open, close)
+    return Door(name, version, None, stage, is_open, close)
 
 
 def finish_interrupted(store: Any, config: GateConfig, marked: list[Mark]) -> None:
@@ -170,16 +203,29 @@ class Mark:
 def _stands_open(store: Any, mark: Mark) -> bool:
     if mark.kind == "alias":
         return _holder(store, mark.name, mark.target) == mark.version
+    stage = _stage_of(store, mark.name, mark.version)
+    return stage is not None if mark.kind == "copy" else stage == mark.target
+
+
+def _stage_of(store: Any, name: str, version: str) -> str | None:
+    """None when there is no such version any more."""
     try:
-        found = store.get_model_version(mark.name, mark.version)
-    except MlflowException:
-        return False
-    return mark.kind != "stage" or bool(found.current_stage == mark.target)
+        return str(store.get_model_version(name, version).current_stage)
+    except MlflowException as error:
+        if error.error_code not in ABSENT:
+            raise
+        return None
+
+
+def take_back_copy(store: Any, name: str, version: str) -> None:
+    """Delete a version of a protected name that turned out to be none it may hold; one that is gone is no matter."""
+    if _stage_of(store, name, version) is not None:
+        store.plain.delete_model_version(name, version)
 
 
 def _take_back(store: Any, mark: Mark) -> None:
     if mark.kind == "copy":
-        store.plain.delete_model_version(mark.name, mark.version)
+        take_back_copy(store, mark.name, mark.version)
     elif mark.kind == "stage":
         store.plain.transition_model_version_stage(mark.name, mark.version, "Archived", False)
     else:
@@ -208,14 +254,15 @@ def _by_name(name: str) -> str:
 
 
 def _problems(store: Any, config: GateConfig, name: str, version: str) -> list[str]:
-    try:
-        return problems_with(subject_of(store, name, version), config, name)
-    except MlflowException as error:
-        return [f"the version cannot be read: {error}"]
-
-
-def _still_good(store: Any, config: GateConfig, door: Door) -> bool:
-    return not _problems(store, config, door.name, door.version)
+    """As `problems_with`, for what stands open already: a database that is busy for a moment takes nothing back."""
+    for pause in (*_PAUSES, None):
+        try:
+            return problems_with(subject_of(store, name, version), config, name)
+        except MlflowException as error:
+            if pause is None or error.error_code in ABSENT:
+                return [f"the version cannot be read: {error}"]
+            time.sleep(pause)
+    raise AssertionError("the last try returns")
 
 
 def _demand(store: Any, config: GateConfig, door: Door) -> None:
@@ -230,7 +277,9 @@ def _demand(store: Any, config: GateConfig, door: Door) -> None:
 def _holder(store: Any, name: str, alias: str) -> str | None:
     try:
         return str(store.get_model_version_by_alias(name, alias).version)
-    except MlflowException:
+    except MlflowException as error:
+        if error.error_code not in ABSENT:
+            raise
         return None
 
 

@@ -24,6 +24,8 @@ from mlflow_lipschitz_gate.doors import (
     marked_now,
     passing,
     stage_door,
+    surely,
+    take_back_copy,
     unmark,
 )
 from mlflow_lipschitz_gate.generation import Generation
@@ -106,7 +108,7 @@ class GatedStore:
             if reasons := problems_with(subject_of(self, name, str(made.version)), config, name):
                 raise denied(what, reasons, audit_and_promote(source, f"--to {name}"))
         except BaseException:
-            plain.delete_model_version(name, made.version)
+            surely(lambda: take_back_copy(self, name, str(made.version)), f"{what} is taken back")
             raise
         unmark(self, name, str(made.version), COPY_MARK)
         return self.get_model_version(name, made.version)  # type: ignore[attr-defined]

@@ -35,6 +35,8 @@ RUN_TAG = "lipschitz.run_id"
 EVIDENCE = "lipschitz/attestation.json"
 _RUN_ID = re.compile(r"[0-9A-Za-z_\-]{1,64}")
 _COPIES = 16
+# What MLflow answers about things that are not there, or that no thing can be called.
+ABSENT = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,9 @@ def subject_of(store: Any, name: str, version: str) -> Subject:
     while len(line) <= _COPIES and (parent := _parent(found.source)) is not None:
         try:
             found = store.get_model_version(*parent)
-        except MlflowException:
+        except MlflowException as error:
+            if error.error_code not in ABSENT:
+                raise
             break  # deleted since: the copy has to stand on its own tags
         line.append(_ancestor(found))
         model_id = model_id or found.model_id
@@ -122,6 +126,8 @@ def _from_run(run_id: str) -> Attestation:
     try:
         run = handlers._get_tracking_store().get_run(run_id)
     except MlflowException as error:
+        if error.error_code not in ABSENT:
+            raise  # a database that does not answer says nothing about the run
         raise Unreadable(f"there is no such run: {error}") from error
     return read_attestation(read_file(run.info.artifact_uri, EVIDENCE, LIMIT))
 

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ import conftest
 from flask import Flask
 from mlflow.entities.model_registry import ModelVersionTag
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from mlflow.server import handlers
 from mlflow.store.artifact import artifact_repository_registry as repositories
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
-from mlflow_lipschitz_gate import verification
+from mlflow_lipschitz_gate import doors, verification
 from mlflow_lipschitz_gate.config import load_config
 from mlflow_lipschitz_gate.doors import MARK
 from mlflow_lipschitz_gate.gated_store import gated
@@ -120,12 +122,12 @@ def swapped_behind_another_spelling(world: World) -> Any:
 
 def second_look_breaks(world: World) -> Any:
     """The library of a store, the database or the server itself ends the second look in its own way."""
-    plain = verification.hash_files
+    plain, fails = verification.hash_files, range(3, 9)
     looks: list[BaseException] = []
 
     def broken(*args: Any) -> Any:
         looks.append(looks[0])
-        if len(looks) == 3:
+        if len(looks) in fails:
             raise looks[0]
         return plain(*args)
 
@@ -139,6 +141,52 @@ def second_look_breaks(world: World) -> Any:
         said = outcome(lambda n=number: world.store.transition_model_version_stage(f"m{n}", "1", "Production", False))
         found.append([said, world.store.get_model_version(f"m{number}", "1").current_stage, world.marks(f"m{number}")])
     return found
+
+
+def the_database_is_away(world: World) -> Any:
+    """It goes away when the door has been opened and the files were swapped, and stays away for a while."""
+    place = world.audited("m")
+    away: list[int] = []
+    plain = SqlAlchemyStore.get_model_version
+
+    def get(self: Any, *args: Any) -> Any:
+        if away and away.pop():
+            raise MlflowException("database is locked", TEMPORARILY_UNAVAILABLE)
+        return plain(self, *args)
+
+    def by_alias(self: Any, name: str, alias: str) -> Any:
+        return get(self, name, self.get_registered_model(name).aliases.get(alias, 99))
+
+    def swap() -> None:
+        (place / "MLmodel").write_bytes(b"evil")
+        away.extend([1] * 12)
+
+    doors._AGAIN_SECONDS, doors._PAUSES = 0.01, (0.01,)
+    SqlAlchemyStore.get_model_version = get
+    SqlAlchemyStore.get_model_version_by_alias = by_alias
+    between("set_registered_model_alias", swap)
+    said = outcome(lambda: world.store.set_registered_model_alias("m", "champion", "1"))
+    for _ in range(500):
+        if not world.aliases("m"):
+            break
+        time.sleep(0.02)
+    return [said, world.aliases("m"), len(away)]
+
+
+def a_busy_database_takes_nothing_back(world: World) -> Any:
+    """The second look fails because somebody else writes; the files are as they were."""
+    world.audited("m")
+    plain, away = SqlAlchemyStore.get_model_version, [1]
+
+    def get(self: Any, *args: Any) -> Any:
+        if world.aliases("m") and away:
+            away.pop()
+            raise MlflowException("database is locked", TEMPORARILY_UNAVAILABLE)
+        return plain(self, *args)
+
+    SqlAlchemyStore.get_model_version = get
+    said = outcome(lambda: world.store.set_registered_model_alias("m", "champion", "1"))
+    return [said, world.aliases("m"), world.marks("m")]
 
 
 def another_worker_starts(world: World) -> Any:
@@ -211,6 +259,8 @@ CASES = (
     the_whole_store_is_registered,
     swapped_behind_another_spelling,
     second_look_breaks,
+    the_database_is_away,
+    a_busy_database_takes_nothing_back,
     another_worker_starts,
     alias_set_during_a_rename,
     upload_that_lands_late,

@@ -23,7 +23,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     done = subprocess.run(words, env=env, cwd=folder, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr[-3000:]
     results = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/found.json")}
-    assert len(results) == 6, done.stderr[-3000:]
+    assert len(results) == 8, done.stderr[-3000:]
     return results
 
 
@@ -48,6 +48,15 @@ def test_a_start_leaves_the_marks_of_living_workers_alone(found: dict[str, Any])
 
 def test_a_store_as_a_whole_is_no_place_of_a_version(found: dict[str, Any]) -> None:
     assert found["the_whole_store_is_registered"] == ["done", DENIED, [DENIED, {}]]
+
+
+def test_a_database_that_is_away_does_not_leave_a_door_open(found: dict[str, Any]) -> None:
+    said, aliases, left = found["the_database_is_away"]
+    assert (said != "done", aliases, left) == (True, {}, 0)
+
+
+def test_a_busy_database_takes_nothing_back(found: dict[str, Any]) -> None:
+    assert found["a_busy_database_takes_nothing_back"] == ["TEMPORARILY_UNAVAILABLE", {"champion": "1"}, []]
 
 
 def test_a_promotion_during_a_rename_does_not_come_along(found: dict[str, Any]) -> None:
