@@ -198,7 +198,8 @@ def chain_of(op: Any, shape: tuple[int, ...]) -> Chain | None:
     if isinstance(op, ops.Conv):
         return _convolution(op, shape)
     if isinstance(op, ops.ScaleShift):
-        scale = () if op.scale is None else (Scale(np.broadcast_to(op.scale, shape).ravel()),)
+        factor = np.broadcast_to(1.0 if op.scale is None else op.scale, shape).ravel()
+        scale = () if (factor == 1).all() else (Scale(factor),)
         return Chain(scale, None if op.shift is None else np.broadcast_to(op.shift, shape), shape, shape)
     if isinstance(op, ops.Sum):
         kept = op.output_shape(shape)
@@ -209,7 +210,9 @@ def chain_of(op: Any, shape: tuple[int, ...]) -> Chain | None:
         return None
     value = getattr(op, "value", 0.0)
     bias = np.where(moved < 0, value, 0.0) if value else None
-    return Chain((Gather(moved.ravel(), math.prod(shape)),), bias, moved.shape, shape)
+    source = moved.ravel()
+    stages = () if np.array_equal(source, _numbers(shape).ravel()) else (Gather(source, math.prod(shape)),)
+    return Chain(stages, bias, moved.shape, shape)
 
 
 def _moved(op: Any, numbers: np.ndarray) -> np.ndarray | None:

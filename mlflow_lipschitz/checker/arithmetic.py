@@ -62,6 +62,11 @@ def floats_up(values: np.ndarray) -> np.ndarray:
     return np.where(np.asarray(near < values, dtype=bool), np.nextafter(near, np.inf), near)
 
 
+def dot(c: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(batch, rows) coefficients (batch or 1, rows, *shape) times values (batch or 1, *shape)."""
+    return (c.reshape(*c.shape[:2], -1) @ values.reshape(len(values), -1, 1))[..., 0]
+
+
 def known(lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The two ends of a range, of which one that is not a number (∞ − ∞, 0 · ∞) says nothing."""
     return np.where(lower != lower, -np.inf, lower), np.where(upper != upper, np.inf, upper)

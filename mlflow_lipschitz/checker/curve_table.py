@@ -117,12 +117,20 @@ _GATED: dict[str, tuple[Expression, float]] = {
     "silu": (_gated(_sigmoid), -0.27847),
     "gelu": (_gated(_cdf), -0.16998),
     "gelu_tanh": (_gated(_gate_tanh), -0.17005),
-    "mish": (_gated(lambda z, order: jets.hyperbolic_tangent(_softplus(z, order), order)), -0.30885),
+    "mish": (_gated(lambda z, order: jets.tanh_and_bell(_softplus(z, order), order)[0]), -0.30885),
 }
 
 
+def _tanh(z: Jet, order: int) -> Jet:
+    return jets.tanh_and_bell(z, order)[0]
+
+
 def _dtanh(z: Jet, order: int) -> Jet:
-    return _slope(jets.hyperbolic_tangent)(z, order)
+    return jets.tanh_and_bell(z, order)[1]
+
+
+def _dsigmoid(z: Jet, order: int) -> Jet:
+    return jets.scaled(jets.exactly(0.25), jets.tanh_and_bell(jets.scaled(jets.exactly(0.5), z), order)[1])
 
 
 def _dsoftsign(side: float) -> Expression:
@@ -212,10 +220,10 @@ ROWS: dict[str, Callable[..., Row]] = {
     "delu": lambda a, g: Row((Piece(0.0, jet=_slope(_elu(a, g))), Piece(math.inf, (0.0, g))), jumps=True),
     "celu": lambda a: Row((Piece(0.0, jet=_celu(a)), Piece(math.inf, (1.0, 0.0))), ("dcelu", (a,))),
     "dcelu": lambda a: Row((Piece(0.0, jet=_slope(_celu(a))), Piece(math.inf, (0.0, 1.0)))),
-    "tanh": lambda: _smooth(jets.hyperbolic_tangent, "dtanh", -1.0, 1.0),
+    "tanh": lambda: _smooth(_tanh, "dtanh", -1.0, 1.0),
     "dtanh": lambda: _smooth(_dtanh, low=0.0, high=1.0),
     "sigmoid": lambda: _smooth(_sigmoid, "dsigmoid", 0.0, 1.0),
-    "dsigmoid": lambda: _smooth(_slope(_sigmoid), low=0.0, high=0.25),
+    "dsigmoid": lambda: _smooth(_dsigmoid, low=0.0, high=0.25),
     "erf": lambda: _smooth(_primitive(_rising(_each(math.erf)), _derf), "derf", -1.0, 1.0),
     "derf": lambda: _smooth(_derf, low=0.0),
     "atan": lambda: _smooth(_primitive(_rising(np.arctan), _datan), "datan", -_HALF_TURN, _HALF_TURN),

@@ -21,31 +21,41 @@ from mlflow_lipschitz.checker.curve_table import Name, Parameters, Piece, Row, r
 from mlflow_lipschitz.checker.jets import ULP, UNDERFLOW, Array, Jet, Range, exactly, limited, plus, variable
 
 # Into how many segments an interval is divided; more only where the first leave too much room.
-_SEGMENTS, _LOOSE, _ROUNDING = (16, 64), 1e-3, 1e-12
+_SEGMENTS, _LOOSE, _ROUNDING = (4, 16, 64), 1e-3, 1e-12
 # How many segments are looked at together: a bound on memory.
 _CHUNK = 2**16
 _SAMPLES = 20
 _TANGENT_STEPS = 6
 
-Entries = tuple[Array, Array, Array]
+# Lower and upper end, slope, and side: 1 for the curve itself, −1 for its opposite.
+Entries = tuple[Array, Array, Array, Array]
+_SIDES = np.array([1.0, -1.0])
 
 
 def value_range(curve: str, parameters: Parameters, lower: Any, upper: Any) -> tuple[Any, Any]:
     """The range over [lower, upper], rounded outward; all of R where the interval leaves the curve's domain."""
     row = row_of(curve, parameters)
-    low = 0 - offset_above(curve, parameters, lower, upper, 0, -1)
-    high = offset_above(curve, parameters, lower, upper, 0, 1)
-    known = _known(row, *np.broadcast_arrays(lower, upper))
+    lower, upper = np.broadcast_arrays(lower, upper)
+    high, low = offset_above(curve, parameters, lower, upper, 0, _SIDES.reshape(2, *(1,) * lower.ndim))
+    low, known = 0 - low, _known(row, lower, upper)
     return np.where(known, np.maximum(low, row.low), low), np.where(known, np.minimum(high, row.high), high)
 
 
-def offset_above(curve: str, parameters: Parameters, lower: Any, upper: Any, slope: Any, side: int) -> Any:
-    """Upper bound of the supremum of side · f(z) − slope · z over [lower, upper]; +inf where nothing is known."""
+def offsets(curve: str, parameters: Parameters, lower: Any, upper: Any, above: Any, below: Any) -> tuple[Any, Any]:
+    """Of the lines of two slopes above and below the curve."""
+    slopes = np.stack([above, 0 - below])
+    top, bottom = offset_above(curve, parameters, lower, upper, slopes, _SIDES.reshape(2, *(1,) * (slopes.ndim - 1)))
+    return top, -bottom
+
+
+def offset_above(curve: str, parameters: Parameters, lower: Any, upper: Any, slope: Any, side: Any) -> Any:
+    """Upper bound of the supremum of side · f(z) − slope · z over [lower, upper], side 1 or −1; +inf where nothing is known."""
     row = row_of(curve, parameters)
-    lower, upper, slope = np.broadcast_arrays(lower, upper, slope)
+    lower, upper, slope, side = np.broadcast_arrays(lower, upper, slope, side)
     exact = object in (lower.dtype, upper.dtype)
     kind: Any = np.frompyfunc(Fraction, 1, 1) if exact else np.float64
-    lower, upper, slope = (np.asarray(kind(x), dtype=object if exact else np.float64) for x in (lower, upper, slope))
+    dtype = object if exact else np.float64
+    lower, upper, slope, side = (np.asarray(kind(x), dtype=dtype) for x in (lower, upper, slope, side))
     best = np.full(lower.shape, -np.inf, dtype=lower.dtype)
     with np.errstate(all="ignore"):
         for piece, *ends in _spans(row):
@@ -54,10 +64,8 @@ def offset_above(curve: str, parameters: Parameters, lower: Any, upper: Any, slo
             low, high = np.maximum(lower, start), np.minimum(upper, end)
             here = low <= high
             peak = np.full_like(best, np.inf)
-            entries = (low[here], high[here], slope[here])
-            peak[here] = (
-                _line_peak(piece.line, entries, side) if piece.line else _smooth_peak(row, piece, entries, side)
-            )
+            entries = (low[here], high[here], slope[here], side[here])
+            peak[here] = _line_peak(piece.line, entries) if piece.line else _smooth_peak(row, piece, entries)
             best = np.where(here, np.maximum(best, peak), best)
     return np.where(_known(row, lower, upper), best, np.inf)
 
@@ -128,9 +136,9 @@ def _spans(row: Row) -> list[tuple[Piece, float, float]]:
     return list(zip(row.pieces, [-math.inf, *ends[:-1]], ends, strict=True))
 
 
-def _line_peak(line: tuple[float, float], entries: tuple[Any, Any, Any], side: int) -> Any:
+def _line_peak(line: tuple[float, float], entries: tuple[Any, Any, Any, Any]) -> Any:
     """Of side · (tilt · z + height) − slope · z: at an end of the interval."""
-    low, high, slope = entries
+    low, high, slope, side = entries
     exact = low.dtype == object
     tilt, height = (side * (Fraction(x) if exact else x) for x in line)
     steep = tilt - slope
@@ -168,42 +176,43 @@ def _points(row: Row, low: Array, high: Array, count: int) -> Array:
     return np.maximum.accumulate(points)
 
 
-def _smooth_peak(row: Row, piece: Piece, entries: Entries, side: int) -> Array:
-    peak, unsettled = _ends_peak(row, piece, entries, side)
+def _smooth_peak(row: Row, piece: Piece, entries: Entries) -> Array:
+    peak, unsettled = _ends_peak(row, piece, entries)
     for count in _SEGMENTS:
         places = np.flatnonzero(unsettled)
         for first in range(0, places.size, _CHUNK // count):
             chunk = places[first : first + _CHUNK // count]
-            low, high, slope = (x[chunk] for x in entries)
-            peak[chunk], unsettled[chunk] = _divided_peak(row, piece, (low, high, slope), side, count)
+            low, high, slope, side = (x[chunk] for x in entries)
+            peak[chunk], unsettled[chunk] = _divided_peak(row, piece, (low, high, slope, side), count)
     return peak
 
 
-def _divided_peak(row: Row, piece: Piece, entries: Entries, side: int, count: int) -> tuple[Array, NDArray[np.bool_]]:
+def _divided_peak(row: Row, piece: Piece, entries: Entries, count: int) -> tuple[Array, NDArray[np.bool_]]:
     """The largest bound of the segments, and where it is far above every value seen."""
-    low, high, slope = entries
+    low, high, slope, side = entries
     points = _points(row, low, high, count)
-    start, end, slopes = points[:-1].ravel(), points[1:].ravel(), np.tile(slope, count)
-    peak, inside = _ends_peak(row, piece, (start, end, slopes), side)
+    segments = points[:-1].ravel(), points[1:].ravel(), np.tile(slope, count), np.tile(side, count)
+    peak, inside = _ends_peak(row, piece, segments)
     seen, least = peak.copy(), peak.reshape(count, -1).min(0)
-    peak[inside], value = _inner_peak(row, piece, (start[inside], end[inside], slopes[inside]), side)
+    start, end, slope, side = (x[inside] for x in segments)
+    peak[inside], value = _inner_peak(row, piece, (start, end, slope, side))
     seen[inside] = np.maximum(seen[inside], value)
     bound, seen = (x.reshape(count, -1).max(0) for x in (peak, seen))
     return bound, bound - seen > _LOOSE * (seen - least) + _ROUNDING * np.abs(seen)
 
 
-def _ends_peak(row: Row, piece: Piece, entries: Entries, side: int) -> tuple[Array, NDArray[np.bool_]]:
+def _ends_peak(row: Row, piece: Piece, entries: Entries) -> tuple[Array, NDArray[np.bool_]]:
     """The larger value at the two ends, and where a larger one in between is not excluded."""
-    low, high, slope = entries
+    low, high, slope, side = entries
     _, tilt, curl = (_turned(a, side) for a in _enclosed(row, piece, low, high, 2))
     ends = (_turned(_enclosed(row, piece, at, at, 0)[0], side) for at in (low, high))
     peak = np.maximum(*(_lifted(end.high, slope, at) for end, at in zip(ends, (low, high), strict=True)))
     return peak, ~((low == high) | (tilt.low >= slope) | (tilt.high <= slope) | (curl.low >= 0))
 
 
-def _inner_peak(row: Row, piece: Piece, entries: Entries, side: int) -> tuple[Array, Array]:
+def _inner_peak(row: Row, piece: Piece, entries: Entries) -> tuple[Array, Array]:
     """By Taylor's theorem around about where the slope is reached, or by the range, whichever is less; and the value there."""
-    low, high, slope = entries
+    low, high, slope, side = entries
     t = np.clip(np.nan_to_num(low + (high - low) / 2), low, high)
     for _ in range(2):
         _, tilt, bend = (_middle_of(_turned(a, side)) for a in _enclosed(row, piece, t, t, 2))
@@ -280,5 +289,5 @@ def _middle_of(a: Range) -> Array:
     return a.low + (a.high - a.low) / 2
 
 
-def _turned(a: Range, side: int) -> Range:
-    return a if side > 0 else Range(-a.high, -a.low)
+def _turned(a: Range, side: Any) -> Range:
+    return Range(np.where(side > 0, a.low, -a.high), np.where(side > 0, a.high, -a.low))

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from mlflow_lipschitz.checker.affine import Chain, chain_of
-from mlflow_lipschitz.checker.arithmetic import FLOATS, SLACK, Arithmetic
-from mlflow_lipschitz.checker.planes import SUMS, Bilinear, Planes, Range, Slopes, dot, magnitude
+from mlflow_lipschitz.checker.arithmetic import FLOATS, SLACK, Arithmetic, dot
+from mlflow_lipschitz.checker.planes import SUMS, Bilinear, Planes, Range, Slopes, magnitude
 from mlflow_lipschitz.checker.regions import Region
 from mlflow_lipschitz.engine.ir import ops
 from mlflow_lipschitz.engine.ir.graph import Graph
@@ -82,7 +82,7 @@ Bounds = dict[int, NodeBounds]
 
 
 def upper_bounds(problem: Problem, bounds: Bounds, target: int, coeffs: np.ndarray) -> np.ndarray:
-    """(batch, rows) upper bounds of coeffs · value(target), coefficients (batch, rows, *shape of target)."""
+    """(batch, rows) upper bounds of coeffs · value(target), coefficients (batch or 1, rows, *shape of target)."""
     nodes, rounding = problem.graph.nodes, problem.rounding
     pending, on_input = {target: coeffs}, None
     total, error = rounding.zeros(coeffs.shape[:2]), rounding.zeros(coeffs.shape[:2])

@@ -65,30 +65,29 @@ def minus(a: Range) -> Range:
 
 
 def plus(a: Range, b: Range) -> Range:
-    return widened(a.low + b.low, a.high + b.high)  # a sum that is subnormal is exact
+    low, high = np.nextafter(a.low + b.low, -np.inf), np.nextafter(a.high + b.high, np.inf)
+    return Range(np.fmax(low, -np.inf), np.fmin(high, np.inf))
 
 
 def times(a: Range, b: Range) -> Range:
+    """Rounded by one unit in the last place; a sign survives underflow, and 0 · ∞ is 0: the numbers themselves are finite."""
+    if a is ONE or b is ONE:
+        return a if b is ONE else b
     if not (a.low >= 0).all():
         a, b = b, a
-    if not (a.low >= 0).all():
-        products = [_finite(x * y) for x in a for y in b]
-        result = widened(np.minimum.reduce(products), np.maximum.reduce(products), guard=UNDERFLOW)
-    else:
-        low = _finite(b.low * np.where(b.low >= 0, a.low, a.high))
-        high = _finite(b.high * np.where(b.high >= 0, a.high, a.low))
-        low, high = widened(low, high, guard=UNDERFLOW)
-        # An underflow keeps the sign.
-        result = Range(
-            np.where(b.low >= 0, np.maximum(low, 0.0), low), np.where(b.high <= 0, np.minimum(high, 0.0), high)
-        )
+    if (a.low >= 0).all():
+        return Range(_least(a, b.low), -_least(a, -b.high))
+    ends = [np.where((x == 0) | (y == 0), 0.0, x * y) for x in a for y in b]
     zero = ((a.low == 0) & (a.high == 0)) | ((b.low == 0) & (b.high == 0))
-    return Range(np.where(zero, 0.0, result.low), np.where(zero, 0.0, result.high)) if zero.any() else result
+    low, high = (np.nextafter(end(ends), to) for end, to in ((np.minimum.reduce, -np.inf), (np.maximum.reduce, np.inf)))
+    return Range(np.where(zero, 0.0, low), np.where(zero, 0.0, high))
 
 
-def _finite(product: Array) -> Array:
-    """A range holds no NaN: this one is 0 · ∞, where the numbers themselves are finite."""
-    return np.where(np.isnan(product), 0.0, product)
+def _least(factor: Range, low: Array) -> Array:
+    """At most the products of a factor ≥ 0 and a number `low`."""
+    rises = low >= 0
+    end = np.where(rises, factor.low, factor.high)
+    return np.where((end == 0) | (low == 0), 0.0, np.nextafter(end * low, np.where(rises, 0.0, -np.inf)))
 
 
 def rising(function: Function, u: Range, ulps: float = _FUNCTION_ULPS) -> Range:
@@ -104,6 +103,12 @@ def falling(function: Function, u: Range, ulps: float = _FUNCTION_ULPS) -> Range
 def limited(a: Range, low: float, high: float) -> Range:
     """The part of a range between two numbers that its function never leaves."""
     return Range(np.clip(a.low, low, high), np.clip(a.high, low, high))
+
+
+def sizes(a: Range) -> Range:
+    """The absolute values of a range."""
+    ends = np.abs(a.low), np.abs(a.high)
+    return Range(np.where((a.low <= 0) & (a.high >= 0), 0.0, np.minimum(*ends)), np.maximum(*ends))
 
 
 def variable(low: Array, high: Array) -> Jet:
@@ -162,25 +167,29 @@ def exponential(u: Jet, order: int) -> Jet:
     return result
 
 
-def logistic(u: Jet, order: int) -> tuple[Jet, Jet]:
-    """σ(u) and σ(−u), without the cancellation of 1 − σ."""
-    gate = [limited(rising(lambda x: 1 / (1 + np.exp(-x)), u[0]), 0.0, 1.0)]
-    rest = [limited(falling(lambda x: 1 / (1 + np.exp(x)), u[0]), 0.0, 1.0)]
-    rate, both = derivative_of(u), []
+def tanh_and_bell(u: Jet, order: int) -> tuple[Jet, Jet]:
+    """tanh(u) and its derivative sech²(u), of which the derivative is −2 tanh · sech²: signs survive, 1 − tanh² would cancel."""
+    value, bell = [limited(rising(np.tanh, u[0]), -1.0, 1.0)], [limited(falling(_sech2, sizes(u[0])), 0.0, 1.0)]
+    rate, slope = derivative_of(u) if order else [], []
     for k in range(order):
-        both.append(_coefficient(gate, rest, k))  # σ′ = σ(u) σ(−u)
-        gate.append(times(near(1 / (k + 1)), _coefficient(both, rate, k)))
-        rest.append(minus(gate[-1]))
-    return gate, rest
+        slope.append(_coefficient(bell, rate, k))
+        value.append(times(near(1 / (k + 1)), slope[k]))
+        bell.append(minus(times(near(2 / (k + 1)), _coefficient(value, slope, k))))
+    return value, bell
 
 
-def hyperbolic_tangent(u: Jet, order: int) -> Jet:
-    value = limited(rising(np.tanh, u[0]), -1.0, 1.0)
-    if order == 0:
-        return [value]
-    gate, rest = logistic(scaled(exactly(2.0), u), order - 1)
-    bell = scaled(exactly(4.0), product(gate, rest, order - 1))  # 1 − tanh² would cancel
-    return integral(value, product(bell, derivative_of(u), order - 1), order)
+def _sech2(x: Array) -> Array:
+    decay = np.exp(-2 * np.abs(x))
+    return 4 * decay / ((1 + decay) * (1 + decay))
+
+
+def logistic(u: Jet, order: int) -> tuple[Jet, Jet]:
+    """σ(u) = (1 + tanh(u / 2)) / 2 and σ(−u), without the cancellation of 1 − σ."""
+    gate = limited(rising(lambda x: 1 / (1 + np.exp(-x)), u[0]), 0.0, 1.0)
+    rest = limited(falling(lambda x: 1 / (1 + np.exp(x)), u[0]), 0.0, 1.0)
+    value, _ = tanh_and_bell(scaled(exactly(0.5), u), order)
+    slopes = scaled(exactly(0.5), value[1:])
+    return [gate, *slopes], [rest, *opposite(slopes)]
 
 
 def power(z: Range, factor: Range, exponent: float, order: int) -> Jet:
@@ -204,9 +213,7 @@ def _raised(z: Range, exponent: float) -> Range:
     # The exponent may have been rounded, as of a power's derivative: z ** δ is 1 up to 745 · 2⁻⁵³ where z ** exponent is finite.
     ulps = _FUNCTION_ULPS if (2 * exponent).is_integer() else 2.0**10
     if whole and exponent % 2 == 0:
-        inside = (z.low <= 0) & (z.high >= 0)
-        near_end, far_end = np.minimum(np.abs(z.low), np.abs(z.high)), np.maximum(np.abs(z.low), np.abs(z.high))
-        z = Range(np.where(inside, 0.0, near_end), far_end)
+        z = sizes(z)
     raised = (rising if exponent > 0 else falling)(
         lambda x: np.power(np.abs(x) if exponent % 2 == 0 else x, exponent), z, ulps
     )

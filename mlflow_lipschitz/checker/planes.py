@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_lipschitz.checker import curves
-from mlflow_lipschitz.checker.arithmetic import Arithmetic, Range, floats_down, floats_up, known
+from mlflow_lipschitz.checker.arithmetic import Arithmetic, Range, dot, floats_down, floats_up, known
 from mlflow_lipschitz.engine.ir import ops
 
 Slopes = tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]  # above, below; one array per operand
@@ -54,7 +54,7 @@ class Planes:
         constant = dot(positive, self.above_offset) + dot(negative, self.below_offset)
         passed = []
         for position, a, b in zip(self.operands, self.above, self.below, strict=True):
-            last = position == self.operands[-1]
+            last = position == self.operands[-1] and len(a) <= len(c)
             onward = np.multiply(positive, a[:, None], out=positive if last else None)
             onward += np.multiply(negative, b[:, None], out=negative if last else None)
             passed.append((position, onward))
@@ -91,13 +91,6 @@ class Bilinear:
     def pass_on(self, c: np.ndarray) -> tuple[list[tuple[int, np.ndarray]], np.ndarray]:
         passed = [(0, c @ self.right[:, None].swapaxes(-1, -2)), (1, self.left[:, None].swapaxes(-1, -2) @ c)]
         return passed, dot(np.abs(c), self.error) - dot(c, self.middle)
-
-
-def dot(c: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """(batch, rows) coefficients (batch, rows, *shape) times values (batch or 1, *shape)."""
-    flat = c.reshape(*c.shape[:2], -1)
-    values = np.broadcast_to(values.reshape(len(values), -1), (len(flat), flat.shape[2]))
-    return (flat @ values[..., None])[..., 0]
 
 
 def magnitude(x: Range) -> np.ndarray:
@@ -162,8 +155,7 @@ def _around_curve(op: ops.Elementwise, z: Range, slopes: Slopes | None, rounding
         above, below = curves.default_slopes(op.curve, op.parameters, low, high)
         if given is not None:
             above, below = (np.where(np.isfinite(s), s, d) for s, d in zip(given, (above, below), strict=True))
-    top = curves.offset_above(op.curve, op.parameters, low, high, above, 1)
-    bottom = -curves.offset_above(op.curve, op.parameters, low, high, -below, -1)
+    top, bottom = curves.offsets(op.curve, op.parameters, low, high, above, below)
     above, top, below, bottom = (rounding.array(x) for x in (above, top, below, bottom))
     return Planes((0,), (above,), top, (below,), bottom)
 

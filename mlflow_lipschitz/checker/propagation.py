@@ -20,7 +20,7 @@ from mlflow_lipschitz.engine.ir import ops
 from mlflow_lipschitz.engine.ir.graph import Graph
 
 # Numbers in the linear forms that are in flight.
-_ENTRIES = 1 << 18
+_ENTRIES = 1 << 17
 
 
 def bound_entries(problem: Problem, owner: np.ndarray | None = None) -> Range:
@@ -198,9 +198,11 @@ def _refined(problem: Problem, bounds: Bounds, target: int, wanted: np.ndarray, 
     step = max(1, _ENTRIES // (2 * batch * widest))
     for start in range(0, most, step):
         place = order[:, start : start + step]
-        units = problem.rounding.zeros((batch, place.shape[1], size))
-        np.put_along_axis(units, place[..., None], problem.rounding.array(np.ones(1))[0], axis=2)
-        rows = np.concatenate([units, -units], axis=1).reshape(batch, -1, *shape)
+        # Rows that are those of every batch entry are pushed back once, up to where the planes differ.
+        own = place if (place != place[:1]).any() else place[:1]
+        units = problem.rounding.zeros((*own.shape, size))
+        np.put_along_axis(units, own[..., None], problem.rounding.array(np.ones(1))[0], axis=2)
+        rows = np.concatenate([units, -units], axis=1).reshape(len(own), -1, *shape)
         above, below = np.split(upper_bounds(problem, used, target, rows), 2, axis=1)
         for end, found, keep in ((high, above, np.minimum), (low, -below, np.maximum)):
             np.put_along_axis(end, place, keep(np.take_along_axis(end, place, 1), found), axis=1)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_lipschitz.checker.arithmetic import FLOATS, Arithmetic
+from mlflow_lipschitz.checker.arithmetic import FLOATS, Arithmetic, dot
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +63,10 @@ class Region:
         c = coeffs.reshape(*coeffs.shape[:2], -1)
         low, high = (rounding.array(end.reshape(len(end), 1, -1)) for end in self.box)
         gamma = rounding.gamma(2 * c.shape[-1] + 16)
-        size = np.abs(c) * np.maximum(np.abs(low), np.abs(high))
-        largest = np.maximum(c * low, c * high).sum(-1) + gamma * size.sum(-1) + rounding.underflow
+        # c⁺ high + c⁻ low, as two products of matrices.
+        size = dot(np.abs(c), np.maximum(np.abs(low), np.abs(high))[:, 0])
+        positive = np.maximum(c, 0)
+        largest = dot(positive, high[:, 0]) + dot(c - positive, low[:, 0]) + gamma * size + rounding.underflow
         if self.ball is None:
             return largest
         center, reach = (rounding.array(x.reshape(len(x), 1, -1)) for x in (self.ball.center, self.ball.radius))

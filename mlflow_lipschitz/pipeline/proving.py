@@ -84,7 +84,7 @@ def proved_again(graph: Graph, points: np.ndarray, question: Question, found: Fo
         evidence = _slopes("lipschitz", found.lipschitz)
         evidence |= _lipschitz_trees(subject, {**stated, **evidence}, question, found, limit)
         upper = lipschitz_upper(subject, {**stated, **evidence})
-        allowed = _allowed(arrays["lipschitz_upper"], limit)
+        allowed = _allowed(arrays["lipschitz_upper"], limit, question.lipschitz_limits)
         result["lipschitz_upper"], result["claimed_lipschitz_upper"], agree = _taken(
             arrays["lipschitz_upper"], upper, allowed
         )
@@ -130,7 +130,8 @@ def _lipschitz_trees(subject: Subject, stated: Arrays, question: Question, found
     objectives = torch.tensor(problem.cotangent.reshape(len(stated["points"]), -1, problem.cotangent.shape[1]))
     region = question.region(stated["points"])
     rows = lipschitz_rows(subject.graph, region, question.norm, objectives, question.unit)
-    target = _allowed(found.arrays["lipschitz_upper"], limit)[owner] * (1 - _LOOSER / 10)
+    allowed = _allowed(found.arrays["lipschitz_upper"], limit, question.lipschitz_limits)
+    target = allowed[owner] * (1 - _LOOSER / 10)
     target = target * np.abs(target) if DUAL[question.norm] == "l2" else target
     trees = capped(found.lipschitz.trees)
     trees = repaired(rows, (problem, owner), trees, target, Effort(Refinement(_FORMS)))
@@ -161,12 +162,17 @@ def _cuts_input(searched: Searched, rows: Rows) -> bool:
     return bool((cut == rows.problem.graph.input).all()) if cut.size else False
 
 
-def _allowed(found: np.ndarray, limit: float | None) -> np.ndarray:
-    """The largest number that may be reported in place of what was found: a limit that is kept has to stay kept."""
-    looser = found * (1 + _LOOSER)
-    if limit is None:
-        return looser
-    return np.where(found <= limit, limit, looser)
+def _allowed(found: np.ndarray, decided: float | None, limits: tuple[float, ...]) -> np.ndarray:
+    """The largest number that may be reported in place of what was found: a limit that is kept has to stay kept.
+
+    `decided`: the limit at which the search stopped, up to which the number says no more anyway.
+    """
+    allowed = found * (1 + _LOOSER)
+    if decided is not None:
+        allowed = np.where(found <= decided, decided, allowed)
+    for limit in limits:
+        allowed = np.where(found <= limit, np.minimum(allowed, limit), allowed)
+    return np.asarray(allowed)
 
 
 def second_proof(arrays: Mapping[str, np.ndarray], directory: Path) -> dict[str, str]:

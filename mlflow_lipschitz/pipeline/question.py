@@ -51,7 +51,7 @@ class Question:
         domain: (lower, upper), each (*input_shape), infinite where the policy gives no domain.
         columns: indices of the features with columns of their own in the bounds table.
         monotone: the monotonicity checks.
-        lipschitz_limit: the smallest `max` of the Lipschitz checks, None without; above it a row is violated.
+        lipschitz_limits: every `max` of the Lipschitz checks; above the smallest a row is violated.
         budget: what a row's Lipschitz bound may cost beyond one pass; None where no check judges it, or the policy gives no time.
         sign_budget: likewise for the signs that monotone checks ask for.
         max_radius: how far, in units, a certified radius is looked for; None when no decision is judged. The decision is the
@@ -66,7 +66,7 @@ class Question:
     domain: tuple[np.ndarray, np.ndarray]
     columns: tuple[int, ...]
     monotone: tuple[MonotoneQuestion, ...]
-    lipschitz_limit: float | None
+    lipschitz_limits: tuple[float, ...]
     max_radius: float | None
     budget: Budget | None = None
     sign_budget: Budget | None = None
@@ -114,7 +114,7 @@ def question_of(policy: AuditPolicy, rows: AuditedRows, output_names: Sequence[s
         monotone=tuple(
             MonotoneQuestion(c.id, names.index(c.feature), c.direction) for c in policy.checks if c.type == "monotone"
         ),
-        lipschitz_limit=min((c.max for c in policy.checks if c.type == "lipschitz_at_most"), default=None),
+        lipschitz_limits=tuple(sorted(c.max for c in policy.checks if c.type == "lipschitz_at_most")),
         max_radius=max([size, *radii]) * _LARGER_RADIUS if output == "margin" or radii else None,
         budget=_budget(policy),
         sign_budget=_sign_budget(policy),

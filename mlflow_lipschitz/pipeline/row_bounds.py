@@ -46,8 +46,8 @@ def row_status(question: Question, arrays: Arrays, failed: np.ndarray) -> np.nda
     """(P,) strings, as this module's first lines say. `failed` marks the rows with a NaN."""
     violated = np.zeros(len(failed), dtype=bool)
     undecided = ~np.isfinite(arrays["lipschitz_upper"])
-    if question.lipschitz_limit is not None:
-        violated |= arrays["lipschitz_lower"] > question.lipschitz_limit
+    if question.lipschitz_limits:
+        violated |= arrays["lipschitz_lower"] > min(question.lipschitz_limits)
     sign, top = _flat(arrays, "sign"), _flat(arrays, "derivative_upper")
     bottom = _flat(arrays, "derivative_lower")
     for position, asked in enumerate(question.monotone):

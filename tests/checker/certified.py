@@ -56,7 +56,7 @@ def asked(shape: tuple[int, ...], **changes: Any) -> Question:
         "domain": (np.full(shape, -np.inf), np.full(shape, np.inf)),
         "columns": (),
         "monotone": (),
-        "lipschitz_limit": None,
+        "lipschitz_limits": (),
         "max_radius": None,
     }
     return Question(**{**values, **changes})

@@ -42,7 +42,7 @@ def question(direction: str | None = "increasing", limit: float | None = None, *
         "domain": (np.full(2, -np.inf), np.full(2, np.inf)),
         "columns": (0, 1),
         "monotone": (MonotoneQuestion("up", 1, direction),) if direction else (),  # type: ignore[arg-type]
-        "lipschitz_limit": limit,
+        "lipschitz_limits": () if limit is None else (limit,),
         "max_radius": None,
     }
     return Question(**{**values, **changes})  # type: ignore[arg-type]

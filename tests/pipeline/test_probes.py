@@ -14,7 +14,7 @@ POINTS = np.array([[0.0, 0.0, 5.0], [10.0, -3.0, 5.0]])
 UNIT = np.array([1.0, 2.0, 0.0])
 QUESTION = Question(
     output=0, norm="linf", unit=UNIT, size=0.5, domain=(np.array([-0.25, -np.inf, 0.0]), np.full(3, np.inf)), columns=(),
-    monotone=(), lipschitz_limit=None, max_radius=None,
+    monotone=(), lipschitz_limits=(), max_radius=None,
 )  # fmt: skip
 
 

@@ -86,6 +86,15 @@ def test_the_looser_number_is_reported_where_it_is_close(case: tuple[Graph, Ques
     assert result["reproved"].all() and (result["lipschitz_upper"] > arrays["lipschitz_upper"]).all()
 
 
+def test_no_limit_of_the_policy_is_crossed_by_the_looser_number(case: tuple[Graph, Question, Found]) -> None:
+    graph, question, found = case
+    closer = found.arrays["lipschitz_upper"] * 0.995
+    limits = (closer[1] * 0.5, closer[1] * 1.001)  # the second one is kept only by what was found first
+    arrays, narrow = {**found.arrays, "lipschitz_upper": closer}, replace(question, lipschitz_limits=limits)
+    result, _ = proved_again(graph, POINTS, narrow, replace(found, arrays=arrays))
+    assert not result["reproved"][1] and result["lipschitz_upper"][1] == closer[1]
+
+
 def test_a_sign_that_cannot_be_proved_again_stays_and_is_told() -> None:
     graph, question = mlp("tanh", (3, 6, 1), 4), asked((3,), size=0.3, monotone=(increasing(0),))
     found = found_by(graph, question)

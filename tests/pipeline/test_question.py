@@ -116,7 +116,7 @@ def test_checks_become_questions() -> None:
         "  - {id: a, type: lipschitz_at_most, max: 3.0}\n  - {id: b, type: lipschitz_at_most, max: 2.0, severity: info}",
     )
     assert question.monotone == (MonotoneQuestion("up", 2, "increasing"),)
-    assert question.lipschitz_limit == 2.0
+    assert question.lipschitz_limits[0] == 2.0
     assert question.max_radius is None
     assert question.columns == (0, 1, 2)
 
