@@ -22,14 +22,8 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "PYTHONWARNINGS": "ignore",
 }
-STRANGERS = (
-    "MLFLOW_TRACKING_URI",
-    "MLFLOW_REGISTRY_URI",
-    "LIPSCHITZ_SIGNING_KEY",
-    "LIPSCHITZ_TRUSTED_KEYS",
-    "LIPSCHITZ_REVOKED_KEYS",
-)
-"""What a user of this machine may have set, and what no page or example may obey."""
+_STRANGERS = ("MLFLOW_", "LIPSCHITZ_")
+"""Beginnings of what a user, or another test, may have set: a store, an experiment, keys. No page and no example obeys it."""
 
 _SECONDS = 300
 
@@ -59,9 +53,15 @@ def programs() -> Iterator[Path]:
             process.communicate()
 
 
+def strangers() -> list[str]:
+    """The variables that are set and that a reader would not have."""
+    return [name for name in os.environ if name.startswith(_STRANGERS)]
+
+
 def environment() -> dict[str, str]:
     """This process's, without what would lead commands to somebody's own store or keys."""
-    kept = {name: value for name, value in os.environ.items() if name not in STRANGERS}
+    strange = set(strangers())
+    kept = {name: value for name, value in os.environ.items() if name not in strange}
     return {**kept, **_ENVIRONMENT}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 import yaml
 
 from mlflow_lipschitz.cli.__main__ import cli
-from tests.docs.commands import ROOT, STRANGERS, environment
+from tests.docs.commands import ROOT, environment, strangers
 
 EXAMPLES = ROOT / "examples"
 NOTEBOOK = EXAMPLES / "quickstart.ipynb"
@@ -59,8 +60,9 @@ assert not (missing := {path.name for path in EXAMPLES.glob("*.py")} ^ set(STORI
 @pytest.fixture(autouse=True)
 def nobodys_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No store, no keys of the user's; and MLflow's process-wide settings as they were, afterwards."""
-    for name in STRANGERS:
-        monkeypatch.delenv(name, raising=False)
+    for name in strangers():
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.chdir(tmp_path)
     before = mlflow.get_tracking_uri()
     mlflow.set_registry_uri(None)  # type: ignore[arg-type]
@@ -68,6 +70,7 @@ def nobodys_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     while mlflow.active_run():
         mlflow.end_run()
     mlflow.set_tracking_uri(before)
+    os.environ.pop("MLFLOW_EXPERIMENT_ID", None)  # which mlflow.set_experiment leaves for other processes
 
 
 @pytest.mark.parametrize("name", sorted(STORIES))

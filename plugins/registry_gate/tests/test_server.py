@@ -255,12 +255,12 @@ def test_promotions_that_race_a_swap_of_the_files(world: World) -> None:
             swapped.set()
         late = swapped.is_set()
         answer = world.set_alias(version)
-        assert answer.status_code in (200, 403), answer.text
+        # Two requests that insert one alias: MLflow answers the second one with its database's words, gate or not.
+        assert answer.status_code in (200, 403) or "UNIQUE constraint failed: registered_model_aliases" in answer.text
         return late, answer.status_code
 
     with ThreadPoolExecutor(workers) as pool:
         answers = list(pool.map(promote, range(rounds)))
-    assert {status for _, status in answers} <= {200, 403}, answers
     assert {status for late, status in answers if late} == {403}
     assert_refused(world.set_alias(version), "data/model.onnx")
 
