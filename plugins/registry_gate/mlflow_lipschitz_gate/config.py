@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
@@ -146,8 +145,15 @@ class GateConfig:
         return NamePatterns(self.file.protect.names)
 
     def policy_for(self, name: str) -> RequiredPolicy | None:
-        """What a version of the registered model `name` has to have passed; None when no entry is for it."""
-        return next((policy for policy in self.file.policies if fnmatchcase(name, policy.models)), None)
+        """What a version of the registered model `name` has to have passed; None when no entry is for it.
+
+        A name that only looks like one an entry is for counts as that one: another spelling leads to no other demand.
+        """
+        return next((policy for pattern, policy in self._policies if pattern.match(name)), None)
+
+    @cached_property
+    def _policies(self) -> tuple[tuple[NamePatterns, RequiredPolicy], ...]:
+        return tuple((NamePatterns((policy.models,)), policy) for policy in self.file.policies)
 
     def trust(self) -> Trust:
         """Keys and revocations as the files say now: a key revoked this minute counts no longer.

@@ -92,6 +92,15 @@ def test_a_good_configuration(folder: Path) -> None:
     assert config.policy_for("anything") is not None
 
 
+def test_another_spelling_of_a_name_has_no_other_policy(folder: Path) -> None:
+    policies = [{"models": "prod.*", "name": "strict"}, {"models": "*", "name": "lax"}]
+    config = load_config(write_config(folder, policies=policies))
+    for name in ("prod.x", "Prod.x", "PROD.x", "pr\u043ed.x", "pr0d.x", "prod.x "):
+        assert config.names.match(name), ascii(name)
+        assert config.policy_for(name).name == "strict", ascii(name)  # type: ignore[union-attr]
+    assert config.policy_for("produce").name == "lax"  # type: ignore[union-attr]
+
+
 BROKEN: dict[str, tuple[dict[str, object], str]] = {
     "unknown key": ({"protekt": {}}, "protekt"),
     "no keys": ({"trusted_keys": []}, "trusted_keys"),
