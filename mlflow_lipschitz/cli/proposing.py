@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from mlflow_lipschitz.cli.failures import PASSED
-from mlflow_lipschitz.cli.progress import progress
 from mlflow_lipschitz.errors import UsageError
+from mlflow_lipschitz.report.progress import progress
 
 
 @dataclass(frozen=True)

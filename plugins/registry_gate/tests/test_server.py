@@ -216,7 +216,7 @@ def train_and_register(client: mlflow.MlflowClient) -> None:
     from sklearn.linear_model import LinearRegression
 
     name = "scripted"
-    with mlflow.start_run(run_name="training") as run:
+    with mlflow.start_run(run_name="training", experiment_id="0") as run:
         mlflow.log_params({"a": 1})
         mlflow.log_metric("loss", 0.5)
         info = mlflow.sklearn.log_model(
