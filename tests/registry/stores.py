@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import mlflow
 import numpy as np
@@ -92,8 +94,8 @@ def artifact_folder(client: MlflowClient, model_id: str) -> Path:
 
 
 @contextmanager
-def mlflow_server(folder: Path) -> Iterator[str]:
-    """A live `mlflow server` on a free port of 127.0.0.1, stopped for certain."""
+def mlflow_server(folder: Path, settings: Mapping[str, str] = MappingProxyType({})) -> Iterator[str]:
+    """A live `mlflow server` on a free port of 127.0.0.1, with these variables besides, stopped for certain."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -102,7 +104,14 @@ def mlflow_server(folder: Path) -> Iterator[str]:
     command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
     command += ["--artifacts-destination", str(folder / "server-artifacts"), "--serve-artifacts"]
     with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            env={**os.environ, **settings},
+            start_new_session=True,
+        )
         try:
             _wait_until_healthy(uri, process, folder / "server.log")
             yield uri
