@@ -256,7 +256,7 @@ def test_promotions_that_race_a_swap_of_the_files(world: World) -> None:
         late = swapped.is_set()
         answer = world.set_alias(version)
         # Two requests that insert one alias: MLflow answers the second one with its database's words, gate or not.
-        assert answer.status_code in (200, 403) or "UNIQUE constraint failed: registered_model_aliases" in answer.text
+        assert answer.status_code in (200, 403) or "INSERT INTO registered_model_aliases" in answer.text
         return late, answer.status_code
 
     with ThreadPoolExecutor(workers) as pool:
@@ -267,6 +267,8 @@ def test_promotions_that_race_a_swap_of_the_files(world: World) -> None:
 
 def test_no_swap_through_the_server(world: World) -> None:
     version = world.audited()
+    # Requests that insert one alias side by side are answered by MLflow with its database's words, gate or not.
+    assert world.set_alias(version).ok
 
     def attempt(number: int) -> int:
         if number % 2:
