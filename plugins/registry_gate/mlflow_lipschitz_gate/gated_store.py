@@ -28,10 +28,10 @@ from mlflow_lipschitz_gate.doors import (
     take_back_copy,
     unmark,
 )
-from mlflow_lipschitz_gate.generation import Generation
 from mlflow_lipschitz_gate.names import canonical_stage
 from mlflow_lipschitz_gate.overrides import override_reason, record_override
 from mlflow_lipschitz_gate.refusals import audit_and_promote, denied
+from mlflow_lipschitz_gate.registrations import Registrations, announcing
 from mlflow_lipschitz_gate.verification import Subject, problems_with, subject_of
 
 _DATABASES = ("sqlite", "postgresql")
@@ -45,7 +45,7 @@ class GatedStore:
     """Mixed into the class of a store. Calls that touch nothing protected go straight through to it."""
 
     lipschitz_gate: GateConfig
-    lipschitz_generation: Generation
+    lipschitz_registrations: Registrations
 
     @property
     def plain(self) -> Any:
@@ -92,9 +92,8 @@ class GatedStore:
         tags = [tag for tag in tags or [] if not tag.key.startswith(MARK)]
 
         def create(tags: Any) -> ModelVersion:
-            made = plain.create_model_version(name, source, run_id, tags, *args, **kwargs)
-            self.lipschitz_generation.change()
-            return made
+            with announcing(self.lipschitz_registrations):
+                return plain.create_model_version(name, source, run_id, tags, *args, **kwargs)
 
         if not config.names.match(name):
             return create(tags)
@@ -154,26 +153,26 @@ class GatedStore:
         self.plain.delete_model_version_tag(name, version, key)
 
 
-def gated(store: AbstractStore, config: GateConfig, generation: Generation) -> AbstractStore:
+def gated(store: AbstractStore, config: GateConfig, registrations: Registrations) -> AbstractStore:
     """Put the gate into `store`, and finish what a killed server left half open. The same object comes back."""
     if not isinstance(store, GatedStore):
         if problem := store_problem(store):
             raise denied("every request", [problem], _OTHER_STORE)
         kind = type(store)
-        store.lipschitz_gate, store.lipschitz_generation = config, generation
+        store.lipschitz_gate, store.lipschitz_registrations = config, registrations
         store.__class__ = type(f"Gated{kind.__name__}", (GatedStore, kind), {})
         finish_interrupted(store, config, _marks(store))
     return store
 
 
 def gated_builder(
-    build: Callable[..., AbstractStore], config: GateConfig, generation: Generation
+    build: Callable[..., AbstractStore], config: GateConfig, registrations: Registrations
 ) -> Callable[..., AbstractStore]:
     """A builder of stores whose stores have the gate."""
 
     @wraps(build)
     def build_gated(*args: Any, **kwargs: Any) -> AbstractStore:
-        return gated(build(*args, **kwargs), config, generation)
+        return gated(build(*args, **kwargs), config, registrations)
 
     return build_gated
 

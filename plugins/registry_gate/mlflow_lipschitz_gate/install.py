@@ -17,8 +17,8 @@ from mlflow_lipschitz_gate.doors import close_unvouched
 from mlflow_lipschitz_gate.frozen import FrozenPlaces
 from mlflow_lipschitz_gate.gated_files import freeze_files, unknown_writers
 from mlflow_lipschitz_gate.gated_store import GatedStore, gated, gated_builder, store_problem
-from mlflow_lipschitz_gate.generation import Generation, share_generation
 from mlflow_lipschitz_gate.refusals import GateConfigError, denied
+from mlflow_lipschitz_gate.registrations import Registrations, share_registrations
 
 # Ways of AbstractStore that lead to the ones the gate overrides, or to nothing it protects.
 _SAFE = frozenset({
@@ -38,7 +38,7 @@ def checked_config(*, with_users: bool) -> GateConfig:
     try:
         config = config_from()
         _check_server(config, with_users=with_users)
-        share_generation()
+        share_registrations()
     except GateConfigError as error:
         raise SystemExit(f"mlflow-lipschitz-gate: the server does not start.\n{error}") from error
     return config
@@ -46,17 +46,17 @@ def checked_config(*, with_users: bool) -> GateConfig:
 
 def install(config: GateConfig, app: Flask) -> None:
     """Gate every registry store and every artifact repository of this process."""
-    generation = Generation()
+    registrations = Registrations()
     for registry in (handlers._model_registry_store_registry, client_registry._get_store_registry()):
         for scheme, build in list(registry._registry.items()):
-            registry.register(scheme, gated_builder(build, config, generation))
+            registry.register(scheme, gated_builder(build, config, registrations))
     if handlers._model_registry_store is not None:
-        gated(handlers._model_registry_store, config, generation)
+        gated(handlers._model_registry_store, config, registrations)
 
     def look_again(name: str) -> None:
         close_unvouched(handlers._get_model_registry_store(), config, name)
 
-    freeze_files(FrozenPlaces(generation, config.file.artifact_stores, look_again))
+    freeze_files(FrozenPlaces(registrations, config.file.artifact_stores, look_again))
     handlers._artifact_repo = None  # one that was built before has no gate
     app.before_request(_refuse_without_gate)
 

@@ -19,8 +19,8 @@ from mlflow.server import handlers
 
 from mlflow_lipschitz_gate.attestation import LIMIT, Attestation, Malformed, read_attestation
 from mlflow_lipschitz_gate.config import GateConfig, RequiredPolicy
-from mlflow_lipschitz_gate.frozen import is_inside
 from mlflow_lipschitz_gate.keys import Trust
+from mlflow_lipschitz_gate.places import is_inside
 from mlflow_lipschitz_gate.refusals import GateConfigError
 from mlflow_lipschitz_gate.storage import (
     FileDigest,

@@ -195,7 +195,7 @@ def another_worker_starts(world: World) -> Any:
     seen: list[list[str]] = []
 
     def start() -> None:
-        gated(SqlAlchemyStore(world.store.db_uri), world.config, world.store.lipschitz_generation)
+        gated(SqlAlchemyStore(world.store.db_uri), world.config, world.store.lipschitz_registrations)
         seen.append([mark.partition(":")[0] for mark in world.marks("m")])
 
     between("set_registered_model_alias", start, before=True)

@@ -27,8 +27,8 @@ from mlflow.store.model_registry.file_store import FileStore
 from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 from mlflow_lipschitz_gate.config import load_config
 from mlflow_lipschitz_gate.gated_store import gated
-from mlflow_lipschitz_gate.generation import Generation
 from mlflow_lipschitz_gate.install import checked_config
+from mlflow_lipschitz_gate.registrations import VARIABLE, Registrations
 from servers import Server, Setup, command, environment, free_port, serving, write_config
 from signing import envelope
 from urllib3.connectionpool import HTTPConnectionPool
@@ -91,18 +91,17 @@ def test_stores_that_were_not_tried_end_the_process(tmp_path: Path, monkeypatch:
         with pytest.raises(SystemExit, match=said):
             checked_config(with_users=True)
         with pytest.raises(MlflowException, match=said):
-            gated(store, load_config(tmp_path / "gate.yaml"), Generation())
+            gated(store, load_config(tmp_path / "gate.yaml"), Registrations())
     monkeypatch.setattr(handlers, "_model_registry_store", SqlAlchemyStore(main))
     checked_config(with_users=True)
 
 
-def test_a_worker_whose_shared_bytes_are_gone_looks_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_whose_shared_file_is_gone_keeps_one_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever tidies up temporary files stops no worker."""
-    monkeypatch.setenv("_LIPSCHITZ_GATE_GENERATION", "/no/such/file")
-    generation = Generation()
-    before = generation.value
-    generation.change()
-    assert generation.value != before
+    monkeypatch.setenv(VARIABLE, "/no/such/file")
+    registrations = Registrations()
+    registrations.announce(["s3://bucket/a"])
+    assert registrations.since(0) == (["s3://bucket/a"], registrations.end)
 
 
 @pytest.fixture(scope="module")

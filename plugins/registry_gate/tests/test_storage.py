@@ -11,7 +11,7 @@ import signing
 from mlflow.store.artifact import artifact_repository_registry as registry_module
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow_lipschitz_gate.config import Limits
-from mlflow_lipschitz_gate.frozen import key_of, key_of_path
+from mlflow_lipschitz_gate.places import key_of, key_of_path
 from mlflow_lipschitz_gate.storage import Unreadable, hash_files, manifest_digest, read_file
 
 

@@ -1,0 +1,120 @@
+"""The places of versions that were registered since a server started, told by each of its workers to all the others.
+
+Asking the database at every upload which versions are new would cost a fifth of the upload. So the workers share a file: who
+registered a version adds a line, and who is asked to write a file first reads what was added.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy
+from mlflow.store.model_registry.dbmodels.models import SqlModelVersion
+
+from mlflow_lipschitz_gate.places import Key, key_if_possible
+
+VARIABLE = "_LIPSCHITZ_GATE_REGISTRATIONS"
+_log = logging.getLogger(__name__)
+_inserted: ContextVar[list[str] | None] = ContextVar("inserted", default=None)
+
+
+def share_registrations() -> None:
+    """Make the file, unless a process that started this one has. Called where `mlflow server` imports the app."""
+    if not os.environ.get(VARIABLE):
+        os.environ[VARIABLE] = _new_file()
+
+
+def _new_file() -> str:
+    descriptor, name = tempfile.mkstemp(prefix="lipschitz-gate-")
+    os.close(descriptor)
+    owner = os.getpid()
+
+    @atexit.register
+    def _remove() -> None:
+        if os.getpid() == owner:
+            with contextlib.suppress(OSError):
+                Path(name).unlink()
+
+    return name
+
+
+class Registrations:
+    """The shared file. Asking whether there is anything new costs less than a microsecond."""
+
+    def __init__(self) -> None:
+        """Open what `share_registrations` made."""
+        share_registrations()
+        try:
+            self._open(os.environ[VARIABLE])
+        except OSError:
+            # Something tidied up the folder of temporary files: others hear of this worker by the database, a second later.
+            self._open(_new_file())
+
+    def _open(self, name: str) -> None:
+        self._reader = open(name, "rb", buffering=0)  # noqa: SIM115 - open as long as the process is
+        self._writer = open(name, "ab", buffering=0)  # noqa: SIM115
+
+    @property
+    def end(self) -> int:
+        """Where the next announcement will be."""
+        return os.fstat(self._reader.fileno()).st_size
+
+    def announce(self, uris: Sequence[str]) -> None:
+        """Tell all workers that versions with files at `uris` were registered."""
+        lines = "".join(json.dumps(_known_key(uri)) + "\n" for uri in uris)
+        try:
+            self._writer.write(lines.encode())  # at once and at the end, so that no two workers' lines mix
+        except OSError as error:
+            # The version is registered, so the request has succeeded. The database tells the same, a second later.
+            _log.warning("other workers hear late of files that are now frozen: %s", error)
+
+    def since(self, position: int) -> tuple[list[Key | None], int]:
+        """What was announced from `position` on, and where that ends. None stands for what only the database can tell.
+
+        One thread at a time may ask.
+        """
+        self._reader.seek(position)
+        data = self._reader.readall()
+        whole = data[: data.rfind(b"\n") + 1]
+        return [_read(line) for line in whole.splitlines()], position + len(whole)
+
+
+@contextlib.contextmanager
+def announcing(registrations: Registrations) -> Iterator[None]:
+    """Announce each version that is written to the database inside, when it has been."""
+    uris: list[str] = []
+    token = _inserted.set(uris)
+    try:
+        yield
+    finally:
+        _inserted.reset(token)
+    registrations.announce(uris)
+
+
+@sqlalchemy.event.listens_for(SqlModelVersion, "after_insert")
+def _note(_mapper: Any, _connection: Any, version: SqlModelVersion) -> None:
+    # What is stored is seen as it is stored; to read it back would cost a query.
+    if (uris := _inserted.get()) is not None:
+        uris.append(version.storage_location or version.source or "")
+
+
+def _known_key(uri: str) -> Key | None:
+    # Finding the place of a run takes a query, which is left to whoever needs the answer.
+    return None if uri.startswith("runs:") else key_if_possible(uri)
+
+
+def _read(line: bytes) -> Key | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, str) else None
