@@ -1,15 +1,11 @@
 """What the server's gate costs: two live servers, one with the gate and one without, asked the same in turns.
 
-Usage: python -m benchmarks.gate_overhead [--pairs 200] [--control] [--in-process]
+Usage: python -m benchmarks.gate_overhead [--pairs 200] [--control]
 
 The machine may be shared, so calls alternate between the servers, in blocks and in changing order, and the figure is the ratio
 of the medians over all blocks, of the server's CPU time and of the time the client waits, with an interval from 2 000
 resamples of the pairs. CPU time is that of all threads of all processes of a server (Linux). `--control` compares two servers
 without the gate: what it shows beside 1 is the noise of this machine.
-
-`--in-process` measures what the gate's own code takes for each call, in front of a store that does nothing, and what the store
-alone takes: the quickest of many batches, which no neighbor disturbed. Their quotient is an upper bound, for a server does more
-than its store for each call.
 """
 
 from __future__ import annotations
@@ -22,8 +18,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 PLUGIN = Path(__file__).parent.parent / "plugins" / "registry_gate"
 sys.path[:0] = [str(PLUGIN), str(PLUGIN / "tests")]
@@ -32,7 +28,6 @@ from conftest import RELEASE, prepare  # noqa: E402
 from servers import Server, Setup, serving  # noqa: E402
 from world import API, Version, World  # noqa: E402
 
-BLOCK = 5
 Call = Callable[[World, Version, int], object]
 
 
@@ -76,16 +71,42 @@ def download(world: World, version: Version, _: int) -> object:
     return world.call("GET", f"/api/2.0/mlflow-artifacts/artifacts/{version.path}/MLmodel")
 
 
-CALLS: dict[str, Call] = {
-    "read a version": get_version,
-    "search versions": search,
-    "tag a version": set_tag,
-    "set an alias": set_alias,
-    "set a stage": set_stage,
-    "create a version": create_version,
-    "log a metric": log_metric,
-    "upload 100 kB": upload,
-    "download a file": download,
+@dataclass(frozen=True)
+class Kind:
+    """A kind of call, how many are timed together, and what is done before each such block and not timed."""
+
+    call: Call
+    block: int = 5
+    before: Call | None = None
+
+    def cost(self, world: World, version: Version, start: int) -> tuple[float, float]:
+        """CPU and waiting time of one call, the mean of a block."""
+        if self.before is not None:
+            self.before(world, version, start)
+        cpu, clock = cpu_seconds(world.server), time.perf_counter()
+        for number in range(start, start + self.block):
+            self.call(world, version, number)
+        waited = time.perf_counter() - clock
+        return (cpu_seconds(world.server) - cpu) / self.block, waited / self.block
+
+
+def pause(_: World, __: Version, ___: int) -> None:
+    """Longer than the gate trusts what it read in the database."""
+    time.sleep(1.2)
+
+
+KINDS = {
+    "read a version": Kind(get_version),
+    "search versions": Kind(search),
+    "tag a version": Kind(set_tag),
+    "set an alias": Kind(set_alias),
+    "set a stage": Kind(set_stage),
+    "create a version": Kind(create_version),
+    "log a metric": Kind(log_metric),
+    "upload 100 kB": Kind(upload),
+    "download a file": Kind(download),
+    "upload 100 kB, the first after a registration": Kind(upload, 1, create_version),
+    "upload 100 kB after a second without one": Kind(upload, 1, pause),
 }
 
 
@@ -116,15 +137,6 @@ def pair(folder: Path, *, control: bool) -> Iterator[tuple[World, World]]:
         serving(Setup(gate=not control, workers=1), gated, config) as having,
     ):
         yield World(without, RELEASE), World(having, RELEASE)
-
-
-def block(world: World, call: Call, version: Version, start: int) -> tuple[float, float]:
-    """CPU and waiting time of one call, the mean of a block."""
-    cpu, clock = cpu_seconds(world.server), time.perf_counter()
-    for number in range(start, start + BLOCK):
-        call(world, version, number)
-    waited = time.perf_counter() - clock
-    return (cpu_seconds(world.server) - cpu) / BLOCK, waited / BLOCK
 
 
 Pairs = list[tuple[float, float]]
@@ -162,21 +174,21 @@ def both_versions(worlds: tuple[World, World]) -> list[Version]:
 def overhead(worlds: tuple[World, World], rounds: int) -> Iterator[str]:
     """One line per kind of call, then all of them together."""
     versions = both_versions(worlds)
-    found: dict[str, tuple[Pairs, Pairs]] = {name: ([], []) for name in CALLS}
+    found: dict[str, tuple[Pairs, Pairs]] = {name: ([], []) for name in KINDS}
     for count in range(-3, rounds):
         sums = [[0.0, 0.0], [0.0, 0.0]]
-        for name, call in CALLS.items():
+        for name, kind in KINDS.items():
             result = {}
             for side in (0, 1) if count % 2 else (1, 0):
-                result[side] = block(worlds[side], call, versions[side], BLOCK * (count + 3))
+                result[side] = kind.cost(worlds[side], versions[side], kind.block * (count + 3))
                 sums[side] = [s + r for s, r in zip(sums[side], result[side], strict=True)]
             if count >= 0:  # the first rounds warm up
-                for kind in (0, 1):
-                    found[name][kind].append((result[0][kind], result[1][kind]))
+                for pairs, without, having in zip(found[name], *(result[side] for side in (0, 1)), strict=True):
+                    pairs.append((without, having))
         if count >= 0:
             together = found.setdefault("**all of these, once each**", ([], []))
-            for kind in (0, 1):
-                together[kind].append((sums[0][kind], sums[1][kind]))
+            for pairs, without, having in zip(together, *sums, strict=True):
+                pairs.append((without, having))
     for name, (cpu, wall) in found.items():
         yield line(name, cpu, wall)
 
@@ -212,96 +224,20 @@ def hashed(world: World, version: Version) -> None:
                     digest.update(chunk)
 
 
-def quickest(action: Callable[[], object], batches: int, size: int) -> float:
-    """CPU seconds of one action: the quickest of many batches, which is the one that nobody disturbed."""
-    found = []
-    for _ in range(batches):
-        begun = time.thread_time_ns()
-        for _ in range(size):
-            action()
-        found.append((time.thread_time_ns() - begun) / size / 1e9)
-    return min(found)
-
-
-def in_process(folder: Path, batches: int) -> Iterator[str]:
-    """One line per call: what the gate's own code takes, beside what the store without it takes."""
-    import inside
-    from mlflow.entities.model_registry import ModelVersionTag
-    from mlflow.server import handlers
-    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
-    from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
-    from mlflow_lipschitz_gate.gated_files import _gated_class
-    from mlflow_lipschitz_gate.gated_store import GatedStore
-
-    world = inside.World(folder)
-    model_id, _ = world.new_model()
-    world.register("model", model_id)
-    repository: Any = handlers._get_artifact_repo_mlflow_artifacts()
-    file = folder / "plot.bin"
-    file.write_bytes(b"x" * 100_000)
-    names = (
-        "set_registered_model_alias",
-        "transition_model_version_stage",
-        "set_model_version_tag",
-        "create_model_version",
-    )
-    idle_store = type("IdleStore", (SqlAlchemyStore,), {name: lambda *_, **__: None for name in names})
-    idle_files = type(
-        "IdleFiles", (LocalArtifactRepository,), {"log_artifact": lambda self, local_file, artifact_path: None}
-    )
-    stores = (SqlAlchemyStore, idle_store, type("Gated", (GatedStore, idle_store), {}))
-    files = (LocalArtifactRepository, idle_files, _gated_class(idle_files))
-    tag, source = ModelVersionTag("a", "b"), f"models:/{model_id}"
-    calls: dict[str, tuple[Any, tuple[type, ...], Callable[[], object]]] = {
-        "set an alias": (
-            world.store,
-            stores,
-            lambda: world.store.set_registered_model_alias("model", "challenger", "1"),
-        ),
-        "set a stage": (
-            world.store,
-            stores,
-            lambda: world.store.transition_model_version_stage("model", "1", "Staging", False),
-        ),
-        "tag a version": (world.store, stores, lambda: world.store.set_model_version_tag("model", "1", tag)),
-        "create a version": (
-            world.store,
-            stores,
-            lambda: world.store.create_model_version("model", source, tags=[tag]),
-        ),
-        "upload 100 kB": (repository, files, lambda: repository.log_artifact(str(file), "0/run/artifacts")),
-    }
-    for name, (target, classes, call) in calls.items():
-        taken = []
-        for kind, size in zip(classes, (5, 500, 500), strict=True):
-            target.__class__ = kind
-            taken.append(quickest(call, batches, size))
-        target.__class__ = classes[2]
-        plain, more = taken[0], taken[2] - taken[1]
-        yield f"| {name} | {1e3 * plain:.2f} ms | {1e6 * more:.1f} µs | {100 * more / plain:.2f} % |"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=200, help="blocks of each call on each server")
     parser.add_argument("--control", action="store_true", help="two servers without the gate")
-    parser.add_argument("--in-process", action="store_true", help="one store in one process instead of two servers")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        if options.in_process:
-            print("| call | the store alone | the gate's own code | quotient |\n|---|---|---|---|")
-            for text in in_process(Path(folder), options.pairs):
-                print(text, flush=True)
+    with tempfile.TemporaryDirectory() as folder, pair(Path(folder), control=options.control) as (without, having):
+        print("| call | CPU of the server, without the gate × ratio | waiting, without × ratio |\n|---|---|---|")
+        for text in overhead((without, having), options.pairs):
+            print(text, flush=True)
+        if options.control:
             return
-        with pair(Path(folder), control=options.control) as (without, having):
-            print("| call | CPU of the server, without the gate × ratio | waiting, without × ratio |\n|---|---|---|")
-            for text in overhead((without, having), options.pairs):
-                print(text, flush=True)
-            if options.control:
-                return
-            print("\n| model | promotion | same alias, no gate | hashing once | the rest |\n|---|---|---|---|---|")
-            for text in promotions(having, without):
-                print(text, flush=True)
+        print("\n| model | promotion | same alias, no gate | hashing once | the rest |\n|---|---|---|---|---|")
+        for text in promotions(having, without):
+            print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from mlflow.server import handlers
 from mlflow.store.model_registry.dbmodels.models import SqlModelVersion
 from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 
-from mlflow_lipschitz_gate.places import Key, Places, key_if_possible, key_of_path, whole_stores
+from mlflow_lipschitz_gate.places import Key, Places, key_if_possible, key_of_path, upwards, whole_stores
 from mlflow_lipschitz_gate.refusals import denied
 from mlflow_lipschitz_gate.registrations import Registrations
 
@@ -39,12 +39,17 @@ class Write:
     """A write or a deletion that is asked about before, while and after it happens. Finding its place is done once."""
 
     frozen: FrozenPlaces
-    target: Key
+    around: tuple[Key, ...]
     what: str
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether it touches nothing for sure, and asking took no look at the database."""
+        return self.frozen.is_fresh and not self.frozen.places.touched_by(self.around)
 
     def refuse(self) -> None:
         """Raise MlflowException (403) when it touches a place of a registered version."""
-        if self.frozen.touched_by(self.target):
+        if self.frozen.touched_by(self.around):
             raise denied(
                 self.what,
                 ["these are files of a registered model version, which do not change after registration"],
@@ -58,7 +63,7 @@ class Write:
 
         Every protected place that a version of these files holds is looked at again. Raises MlflowException (403) then.
         """
-        if touched := self.frozen.touched_by(self.target):
+        if touched := self.frozen.touched_by(self.around):
             self.frozen.look_again(touched)
             self.refuse()
 
@@ -84,23 +89,27 @@ class FrozenPlaces:
         self._looking, self._hearing = threading.Lock(), threading.Lock()
         self._registrations = registrations
         self._stores, self._look_again = tuple(stores), look_again
-        self._places = Places((), frozenset())
+        self.places = Places((), frozenset())  # as they are known now
         self._keys: dict[str, Key | None] = {}
         self._looked_at = self._asked_at = float("-inf")
         self._seen: Any = None
         self._heard = 0
-        self._keeper: threading.Thread | None = None
+        self._awake = False
 
     def write(self, root: str, path: str, action: str) -> Write:
         """What is about to be written or deleted: `path` in the repository at `root`."""
-        return Write(self, key_of_path(root, path), f"{action} {path or root}")
+        self._stay_awake()
+        return Write(self, upwards(key_of_path(root, path)), f"{action} {path or root}")
 
-    def touched_by(self, target: Key) -> set[Key]:
-        """The places that a change at `target` touches: those above it, and those below it."""
+    def touched_by(self, around: tuple[Key, ...]) -> set[Key]:
+        """The places that a change at a target touches: those above it, itself, and those below it.
+
+        Args:
+            around: the target and every folder above it.
+        """
         if not self.is_fresh:
             self._look(_SECONDS)
-        self._stay_awake()
-        return self._places.touched_by(target)
+        return self.places.touched_by(around)
 
     def look_again(self, touched: set[Key]) -> None:
         """Look at every protected place that versions of these files hold."""
@@ -121,7 +130,7 @@ class FrozenPlaces:
         """Whether asking now takes no look at the database."""
         if self._registrations.end != self._heard:
             with self._hearing:
-                self._hear(self._heard, self._places)
+                self._hear(self._heard, self.places)
         return time.monotonic() - self._looked_at < _SECONDS
 
     def _hear(self, position: int, places: Places) -> bool:
@@ -145,14 +154,14 @@ class FrozenPlaces:
                 return
             begun = time.monotonic()
             with self._hearing:
-                self._hear(self._heard, self._places)
+                self._hear(self._heard, self.places)
                 position = self._heard
             seen, places = self._read()
             with self._hearing:
                 self._seen = seen
                 # What was told meanwhile may or may not be among what was read.
                 complete = self._hear(position, places)
-                self._places = places
+                self.places = places
                 if complete:
                     self._looked_at = begun
 
@@ -165,7 +174,7 @@ class FrozenPlaces:
         with store.engine.connect() as connection:
             seen = tuple(connection.execute(_STATE).one())
             if seen == self._seen:
-                return seen, self._places
+                return seen, self.places
             rows = connection.execute(_LOCATIONS).all()
         uris = {location or source for location, source in rows if location or source}
         self._keys = {uri: self._keys.get(uri) or key_if_possible(uri) for uri in uris}
@@ -177,9 +186,9 @@ class FrozenPlaces:
 
     def _stay_awake(self) -> None:
         self._asked_at = time.monotonic()
-        if self._keeper is None or not self._keeper.is_alive():
-            self._keeper = threading.Thread(target=self._keep_up, name="lipschitz-gate", daemon=True)
-            self._keeper.start()
+        if not self._awake:
+            self._awake = True
+            threading.Thread(target=self._keep_up, name="lipschitz-gate", daemon=True).start()
 
     def _keep_up(self) -> None:
         """Look ahead of the requests, so that none waits for the database, until there have been none for a while."""
@@ -188,3 +197,4 @@ class FrozenPlaces:
             # A request that comes when this failed looks for itself, and says what is wrong.
             with contextlib.suppress(Exception):
                 self._look(_SECONDS / 2)
+        self._awake = False

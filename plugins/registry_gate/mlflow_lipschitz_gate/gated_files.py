@@ -126,9 +126,7 @@ def _checked_async_stream(method: Callable[..., Any]) -> Callable[..., Any]:
 
         async def asked(question: Callable[[], None]) -> None:
             # A look at the database must not hold up the event loop; a look at memory need not leave it.
-            if self.lipschitz_frozen.is_fresh:
-                question()
-            else:
+            if not write.is_clear:
                 await asyncio.to_thread(question)
 
         async def watched() -> AsyncIterator[bytes]:

@@ -6,8 +6,8 @@ import contextlib
 import os
 import posixpath
 import stat
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
+from collections.abc import Iterable, Sequence
+from functools import cache, lru_cache
 from urllib.parse import unquote, urlsplit
 
 from mlflow.exceptions import MlflowException
@@ -69,9 +69,26 @@ def _resolved(folder: str, path: str) -> str:
     The function of the standard library looks at every part from the root of the disk on, which is most of what an upload
     would pay; it is left what is not plain.
     """
-    parts, place = path.split("/") if path else [], folder
+    parts = path.split("/") if path else []
     if any(part in ("", ".", "..") for part in parts):
         return os.path.realpath(os.path.join(folder, path))
+    if not parts:
+        return folder
+    above = "/".join([folder, *parts[:-1]])
+    try:
+        seen = os.stat(above)
+    except (OSError, ValueError):
+        return _walked(folder, parts)  # most of it is not there yet
+    return _walked(_real_folder(above, seen.st_dev, seen.st_ino), parts[-1:])
+
+
+@lru_cache(maxsize=1024)
+def _real_folder(path: str, _device: int, _inode: int) -> str:
+    """The real path of a folder, for as long as `path` leads to the folder of this number on this device."""
+    return os.path.realpath(path)
+
+
+def _walked(place: str, parts: Sequence[str]) -> str:
     for number, part in enumerate(parts):
         place = f"{place}/{part}"
         try:
@@ -79,7 +96,7 @@ def _resolved(folder: str, path: str) -> str:
         except (OSError, ValueError):
             return "/".join([place, *parts[number + 1 :]])  # what is not there yet has no second name
         if stat.S_ISLNK(mode):
-            return os.path.realpath(os.path.join(folder, path))
+            return os.path.realpath("/".join([place, *parts[number + 1 :]]))
     return place
 
 
@@ -101,13 +118,13 @@ def store_roots(more: Sequence[str]) -> frozenset[Key]:
 
 def whole_stores(more: Sequence[str]) -> frozenset[Key]:
     """The stores this server guards, and everything above them."""
-    return frozenset(above for root in store_roots(more) for above in _upwards(root))
+    return frozenset(above for root in store_roots(more) for above in upwards(root))
 
 
 def is_inside(uri: str, more: Sequence[str]) -> bool:
     """Whether `uri` lies in one of these stores, and is not one of them as a whole."""
     roots = store_roots(more)
-    return any(above in roots for above in list(_upwards(key_of(uri)))[1:])
+    return any(above in roots for above in upwards(key_of(uri))[1:])
 
 
 class Places:
@@ -128,20 +145,22 @@ class Places:
     def add(self, place: Key) -> None:
         """Take one more place in, unless it is one of `never`."""
         if place not in self._never and place not in self._found:
-            self._above.update(list(_upwards(place))[1:])
+            self._above.update(upwards(place)[1:])
             self._found.add(place)
 
-    def touched_by(self, target: Key) -> set[Key]:
-        """The places that a change at `target` touches: those above it, itself, and those below it."""
-        touched = {place for place in _upwards(target) if place in self._found} if self._found else set()
-        if target in self._above:
-            # A copy, made at once: another thread may add a place.
-            touched.update(place for place in list(self._found) if place.startswith(target + "/"))
-        return touched
+    def touched_by(self, around: Sequence[Key]) -> set[Key]:
+        """The places that a change at a target touches, given `upwards(target)`: above it, itself, and below it."""
+        if not around or (around[0] not in self._above and self._found.isdisjoint(around)):
+            return set()
+        # A copy, made at once: another thread may add a place.
+        below = {place for place in list(self._found) if place.startswith(around[0] + "/")}
+        return below.union(self._found.intersection(around))
 
 
-def _upwards(place: Key) -> Iterator[Key]:
+def upwards(place: Key) -> tuple[Key, ...]:
     """The place itself and every folder above it."""
+    found = []
     while place:
-        yield place
+        found.append(place)
         place = place.rpartition("/")[0]
+    return tuple(found)

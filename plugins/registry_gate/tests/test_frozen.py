@@ -180,7 +180,6 @@ def test_the_thread_that_looks_ahead_survives_the_database_and_ends_when_nobody_
 ) -> None:
     monkeypatch.setattr(frozen_module, "_SECONDS", 0.05)
     machine.looks()
-    keeper: Any = machine.frozen._keeper
     read, failures = machine.frozen._read, []
 
     def away() -> Any:
@@ -194,11 +193,13 @@ def test_the_thread_that_looks_ahead_survives_the_database_and_ends_when_nobody_
     monkeypatch.setattr(machine.frozen, "_read", read)
     machine.statements.clear()
     assert until(lambda: bool(machine.statements))
-    assert machine.frozen._keeper is keeper
+    assert machine.frozen._awake
     monkeypatch.setattr(frozen_module, "_AWAKE_SECONDS", 0.0)
-    assert until(lambda: not keeper.is_alive())
+    assert until(lambda: not machine.frozen._awake)
+    monkeypatch.setattr(frozen_module, "_AWAKE_SECONDS", 600.0)
     machine.is_frozen("s3://b/none")
-    assert machine.frozen._keeper is not keeper
+    machine.statements.clear()
+    assert until(lambda: bool(machine.statements))
 
 
 IMPOSSIBLE = ("mlflow-artifacts:/0//a%00", "/a/../b\0", "s3://[x", "file://elsewhere/x", "file:///a//\ud800")
