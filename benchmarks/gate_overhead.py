@@ -1,25 +1,30 @@
-"""What the server's gate costs: two live servers, one with the gate and one without, asked the same in turns.
+"""What the server's gate costs: live servers, one of each pair with the gate and one without, asked the same in turns.
 
-Usage: python -m benchmarks.gate_overhead [--pairs 200] [--control]
+Usage: python -m benchmarks.gate_overhead [--servers 10] [--pairs 25] [--control]
 
-The machine may be shared, so calls alternate between the servers, in blocks and in changing order, and the figure is the ratio
-of the medians over all blocks, of the server's CPU time and of the time the client waits, with an interval from 2 000
-resamples of the pairs. CPU time is that of all threads of all processes of a server (Linux). `--control` compares two servers
-without the gate: what it shows beside 1 is the noise of this machine.
+The machine may be shared, so calls alternate between the two servers, in blocks and in changing order. Two processes of one
+program differ by some percent for as long as they live, so there are many pairs of servers, started in changing order. The
+figure of a pair is the ratio of its medians, of the server's CPU time and of the time the client waits; the figure of all is
+the geometric mean with its 95 % interval (Student's t, over the pairs). CPU time is that of all threads of all processes of a
+server (Linux). `--control` compares servers without the gate: what it shows beside 1 is the noise of this machine.
+
+`python -m benchmarks.gate_in_process` times the gate's own code.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
+import math
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from scipy import stats
 
 PLUGIN = Path(__file__).parent.parent / "plugins" / "registry_gate"
 sys.path[:0] = [str(PLUGIN), str(PLUGIN / "tests")]
@@ -28,6 +33,7 @@ from conftest import RELEASE, prepare  # noqa: E402
 from servers import Server, Setup, serving  # noqa: E402
 from world import API, Version, World  # noqa: E402
 
+WARM_UP = 3
 Call = Callable[[World, Version, int], object]
 
 
@@ -126,39 +132,43 @@ def cpu_seconds(server: Server) -> float:
 
 
 @contextmanager
-def pair(folder: Path, *, control: bool) -> Iterator[tuple[World, World]]:
+def pair(folder: Path, *, control: bool, gate_first: bool) -> Iterator[tuple[World, World]]:
     """A server without the gate and one with it."""
-    plain, gated = folder / "plain", folder / "gated"
-    for place in (plain, gated):
-        place.mkdir()
-    config = None if control else prepare(gated)
-    with (
-        serving(Setup(gate=False, workers=1), plain, None) as without,
-        serving(Setup(gate=not control, workers=1), gated, config) as having,
-    ):
-        yield World(without, RELEASE), World(having, RELEASE)
+    found: dict[bool, World] = {}
+    with ExitStack() as stack:
+        for gated in (True, False) if gate_first else (False, True):
+            place = folder / ("gated" if gated else "plain")
+            place.mkdir()
+            config = prepare(place) if gated and not control else None
+            server = serving(Setup(gate=gated and not control, workers=1), place, config)
+            found[gated] = World(stack.enter_context(server), RELEASE)
+        yield found[False], found[True]
 
 
-Pairs = list[tuple[float, float]]
+Costs = tuple[float, float]
+# For each kind of call, what each block cost on each of the two servers.
+Rounds = dict[str, tuple[list[Costs], list[Costs]]]
 
 
-def ratio(pairs: Pairs) -> float:
-    return statistics.median(b for _, b in pairs) / statistics.median(a for a, _ in pairs)
+def together(found: Rounds) -> tuple[list[Costs], list[Costs]]:
+    """All kinds of calls, once each."""
+    sides = []
+    for side in (0, 1):
+        rounds = zip(*(blocks[side] for blocks in found.values()), strict=True)
+        sides.append([(sum(cpu for cpu, _ in r), sum(wait for _, wait in r)) for r in rounds])
+    return sides[0], sides[1]
 
 
-def interval(pairs: Pairs) -> tuple[float, float]:
-    """95 % of the ratios of medians of resampled pairs."""
-    generator = random.Random(1)
-    found = sorted(ratio(generator.choices(pairs, k=len(pairs))) for _ in range(2000))
-    return found[50], found[-51]
-
-
-def line(name: str, cpu: Pairs, wall: Pairs) -> str:
+def line(name: str, servers: list[tuple[list[Costs], list[Costs]]]) -> str:
+    """A row of the table: the costs without the gate, and the ratios."""
     shown = []
-    for pairs in (cpu, wall):
-        low, high = interval(pairs)
-        base = statistics.median(a for a, _ in pairs)
-        shown.append(f"{1e3 * base:.2f} ms × {ratio(pairs):.3f} ({low:.3f} to {high:.3f})")
+    for measure in (0, 1):
+        medians = [[statistics.median(cost[measure] for cost in side) for side in sides] for sides in servers]
+        logs = [math.log(having / without) for without, having in medians]
+        reach = float(stats.t.ppf(0.975, len(logs) - 1)) * statistics.stdev(logs) / math.sqrt(len(logs))
+        low, ratio, high = (math.exp(statistics.mean(logs) + sign * reach) for sign in (-1, 0, 1))
+        base = statistics.median(without for without, _ in medians)
+        shown.append(f"{1e3 * base:.2f} ms × {ratio:.3f} ({low:.3f} to {high:.3f})")
     return f"| {name} | {shown[0]} | {shown[1]} |"
 
 
@@ -171,26 +181,17 @@ def both_versions(worlds: tuple[World, World]) -> list[Version]:
     return found
 
 
-def overhead(worlds: tuple[World, World], rounds: int) -> Iterator[str]:
-    """One line per kind of call, then all of them together."""
+def rounds(worlds: tuple[World, World], count: int) -> Rounds:
+    """Every kind of call, in turns on the two servers."""
     versions = both_versions(worlds)
-    found: dict[str, tuple[Pairs, Pairs]] = {name: ([], []) for name in KINDS}
-    for count in range(-3, rounds):
-        sums = [[0.0, 0.0], [0.0, 0.0]]
+    found: Rounds = {name: ([], []) for name in KINDS}
+    for number in range(count + WARM_UP):
         for name, kind in KINDS.items():
-            result = {}
-            for side in (0, 1) if count % 2 else (1, 0):
-                result[side] = kind.cost(worlds[side], versions[side], kind.block * (count + 3))
-                sums[side] = [s + r for s, r in zip(sums[side], result[side], strict=True)]
-            if count >= 0:  # the first rounds warm up
-                for pairs, without, having in zip(found[name], *(result[side] for side in (0, 1)), strict=True):
-                    pairs.append((without, having))
-        if count >= 0:
-            together = found.setdefault("**all of these, once each**", ([], []))
-            for pairs, without, having in zip(together, *sums, strict=True):
-                pairs.append((without, having))
-    for name, (cpu, wall) in found.items():
-        yield line(name, cpu, wall)
+            for side in (0, 1) if number % 2 else (1, 0):
+                cost = kind.cost(worlds[side], versions[side], kind.block * number)
+                if number >= WARM_UP:
+                    found[name][side].append(cost)
+    return found
 
 
 def promotions(world: World, plain: World) -> Iterator[str]:
@@ -226,18 +227,28 @@ def hashed(world: World, version: Version) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=200, help="blocks of each call on each server")
+    parser.add_argument("--servers", type=int, default=10, help="pairs of servers, two at least")
+    parser.add_argument("--pairs", type=int, default=25, help="blocks of each call on each server")
     parser.add_argument("--control", action="store_true", help="two servers without the gate")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, pair(Path(folder), control=options.control) as (without, having):
-        print("| call | CPU of the server, without the gate × ratio | waiting, without × ratio |\n|---|---|---|")
-        for text in overhead((without, having), options.pairs):
-            print(text, flush=True)
-        if options.control:
-            return
+    found: list[Rounds] = []
+    table = ""
+    for number in range(options.servers):
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            pair(Path(folder), control=options.control, gate_first=bool(number % 2)) as worlds,
+        ):
+            found.append(rounds(worlds, options.pairs))
+            if number == options.servers - 1 and not options.control:
+                table = "\n".join(promotions(worlds[1], worlds[0]))
+            print(f"{number + 1} of {options.servers} pairs of servers", file=sys.stderr, flush=True)
+    print("| call | CPU of the server, without the gate × ratio | waiting, without × ratio |\n|---|---|---|")
+    for name in KINDS:
+        print(line(name, [one[name] for one in found]))
+    print(line("**all of these, once each**", [together(one) for one in found]))
+    if table:
         print("\n| model | promotion | same alias, no gate | hashing once | the rest |\n|---|---|---|---|---|")
-        for text in promotions(having, without):
-            print(text, flush=True)
+        print(table)
 
 
 if __name__ == "__main__":
