@@ -93,6 +93,7 @@ def recorded_audit(
     """
     with store_errors(f"read {reference.uri}"):
         version = client.get_model_version(str(reference.name), str(reference.version))
+        address = client.get_model_version_download_uri(str(reference.name), str(reference.version))
     run_id = version.tags.get(tags.RUN_ID)
     if not run_id:
         return _nothing("no audit is on record (the version has no tag lipschitz.run_id)")
@@ -108,6 +109,7 @@ def recorded_audit(
     policy, evidence = evidence_findings(attestation, folder)
     findings = (
         *signature_findings(attestation, status),
+        *address_findings(address),
         *version_findings(attestation, manifest_of(path), identities),
         *own_findings(attestation),
         *evidence,
@@ -130,6 +132,15 @@ def signature_findings(attestation: Attestation, status: SignatureStatus) -> tup
     if status.problems:
         return (formed, *(Finding("signature", problem, False) for problem in status.problems))
     return formed, Finding("signature", status.label, True if status.verified_by else None)
+
+
+def address_findings(address: str) -> tuple[Finding, ...]:
+    """What is to be said of the place where a version's files are: nothing, where it is one place for everybody, for good."""
+    if not address.startswith(("runs:", "models:")):
+        return ()
+    # MLflow's client lays the files of a logged model of that run and name over those of the address.
+    problem = f"its address {address} stands for other places, which may change: register the logged model (models:/m-…)"
+    return (Finding("files", problem, False),)
 
 
 def evidence_findings(attestation: Attestation, folder: Path) -> tuple[AuditPolicy | None, tuple[Finding, ...]]:
