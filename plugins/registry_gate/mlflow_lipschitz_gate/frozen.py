@@ -18,7 +18,7 @@ from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 
 from mlflow_lipschitz_gate.places import Key, Places, key_if_possible, key_of_path, upwards, whole_stores
 from mlflow_lipschitz_gate.refusals import denied
-from mlflow_lipschitz_gate.registrations import Registrations
+from mlflow_lipschitz_gate.registrations import START, Registrations
 
 # How long another machine's registration may go unnoticed: less than any audit takes, and only audited files matter.
 _SECONDS = 1.0
@@ -34,7 +34,7 @@ _STATE = sqlalchemy.select(
 _LOCATIONS = sqlalchemy.select(_VERSIONS.storage_location, _VERSIONS.source).where(_ALIVE).distinct()
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Write:
     """A write or a deletion that is asked about before, while and after it happens. Finding its place is done once."""
 
@@ -93,7 +93,7 @@ class FrozenPlaces:
         self._keys: dict[str, Key | None] = {}
         self._looked_at = self._asked_at = float("-inf")
         self._seen: Any = None
-        self._heard = 0
+        self._heard, self._stamp = START, b""
         self._awake = False
 
     def write(self, root: str, path: str, action: str) -> Write:
@@ -128,13 +128,15 @@ class FrozenPlaces:
     @property
     def is_fresh(self) -> bool:
         """Whether asking now takes no look at the database."""
-        if self._registrations.end != self._heard:
+        if self._registrations.stamp != self._stamp:
             with self._hearing:
                 self._hear(self._heard, self.places)
         return time.monotonic() - self._looked_at < _SECONDS
 
     def _hear(self, position: int, places: Places) -> bool:
         """Add what was announced from `position` on, and say whether that was everything. To be called with the lock."""
+        # Read first: what is announced meanwhile changes it again.
+        stamp = self._registrations.stamp
         keys, end = self._registrations.since(position)
         for key in keys:
             if key is not None:
@@ -144,7 +146,7 @@ class FrozenPlaces:
             self._seen = None
         if None in keys:
             self._looked_at = float("-inf")
-        self._heard = end  # last: who finds nothing new to hear takes no lock
+        self._heard, self._stamp = end, stamp  # last: who finds nothing new to hear takes no lock
         return None not in keys
 
     def _look(self, older_than: float) -> None:

@@ -124,20 +124,19 @@ def _checked_async_stream(method: Callable[..., Any]) -> Callable[..., Any]:
         name = posixpath.join(artifact_path or "", artifact_file_name)
         write = self.lipschitz_frozen.write(self.artifact_uri, name, "to write")
 
-        async def asked(question: Callable[[], None]) -> None:
-            # A look at the database must not hold up the event loop; a look at memory need not leave it.
-            if not write.is_clear:
-                await asyncio.to_thread(question)
-
+        # A look at the database must not hold up the event loop; a look at memory need not leave it.
         async def watched() -> AsyncIterator[bytes]:
             async for chunk in chunks:
                 yield chunk
             # The version may have been registered while the bytes were coming in.
-            await asked(write.refuse)
+            if not write.is_clear:
+                await asyncio.to_thread(write.refuse)
 
-        await asked(write.refuse)
+        if not write.is_clear:
+            await asyncio.to_thread(write.refuse)
         await method(self, watched(), artifact_file_name, artifact_path)
-        await asked(write.after)
+        if not write.is_clear:
+            await asyncio.to_thread(write.after)
 
     return checked
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import posixpath
 import stat
+import time
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 from urllib.parse import unquote, urlsplit
@@ -74,12 +75,18 @@ def _resolved(folder: str, path: str) -> str:
         return os.path.realpath(os.path.join(folder, path))
     if not parts:
         return folder
-    above = "/".join([folder, *parts[:-1]])
     try:
-        seen = os.stat(above)
+        above = _real_path_in("/".join([folder, *parts[:-1]]), int(time.monotonic()))
     except (OSError, ValueError):
         return _walked(folder, parts)  # most of it is not there yet
-    return _walked(_real_folder(above, seen.st_dev, seen.st_ino), parts[-1:])
+    return _walked(above, parts[-1:])
+
+
+@lru_cache(maxsize=256)
+def _real_path_in(path: str, _second: int) -> str:
+    """The real path of a folder, which is looked at once a second: links are an administrator's. Raises OSError."""
+    seen = os.stat(path)
+    return _real_folder(path, seen.st_dev, seen.st_ino)
 
 
 @lru_cache(maxsize=1024)

@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import json
 import logging
+import mmap
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ from mlflow.store.model_registry.dbmodels.models import SqlModelVersion
 from mlflow_lipschitz_gate.places import Key, key_if_possible
 
 VARIABLE = "_LIPSCHITZ_GATE_REGISTRATIONS"
+START = 8
 _log = logging.getLogger(__name__)
 _inserted: ContextVar[list[str] | None] = ContextVar("inserted", default=None)
 
@@ -35,7 +37,8 @@ def share_registrations() -> None:
 
 def _new_file() -> str:
     descriptor, name = tempfile.mkstemp(prefix="lipschitz-gate-")
-    os.close(descriptor)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(os.urandom(START))
     owner = os.getpid()
 
     @atexit.register
@@ -48,31 +51,37 @@ def _new_file() -> str:
 
 
 class Registrations:
-    """The shared file. Asking whether there is anything new costs less than a microsecond."""
+    """The shared file: a stamp that changes with every announcement, and from `START` on one line for each.
+
+    Whether there is anything new is asked three times for each upload, so it is asked in memory.
+    """
 
     def __init__(self) -> None:
         """Open what `share_registrations` made."""
         share_registrations()
         try:
             self._open(os.environ[VARIABLE])
-        except OSError:
+        except (OSError, ValueError):
             # Something tidied up the folder of temporary files: others hear of this worker by the database, a second later.
             self._open(_new_file())
 
     def _open(self, name: str) -> None:
         self._reader = open(name, "rb", buffering=0)  # noqa: SIM115 - open as long as the process is
         self._writer = open(name, "ab", buffering=0)  # noqa: SIM115
+        with open(name, "r+b") as stream:
+            self._stamp = mmap.mmap(stream.fileno(), START)
 
     @property
-    def end(self) -> int:
-        """Where the next announcement will be."""
-        return os.fstat(self._reader.fileno()).st_size
+    def stamp(self) -> bytes:
+        """What changes after each announcement."""
+        return self._stamp[:START]
 
     def announce(self, uris: Sequence[str]) -> None:
         """Tell all workers that versions with files at `uris` were registered."""
         lines = "".join(json.dumps(_known_key(uri)) + "\n" for uri in uris)
         try:
             self._writer.write(lines.encode())  # at once and at the end, so that no two workers' lines mix
+            self._stamp[:START] = os.urandom(START)
         except OSError as error:
             # The version is registered, so the request has succeeded. The database tells the same, a second later.
             _log.warning("other workers hear late of files that are now frozen: %s", error)

@@ -19,7 +19,7 @@ from mlflow_lipschitz_gate import frozen as frozen_module
 from mlflow_lipschitz_gate.config import load_config
 from mlflow_lipschitz_gate.frozen import FrozenPlaces
 from mlflow_lipschitz_gate.gated_store import gated
-from mlflow_lipschitz_gate.registrations import VARIABLE, Registrations
+from mlflow_lipschitz_gate.registrations import START, VARIABLE, Registrations
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,12 @@ class Machine:
             return True
         return False
 
+    def tell(self, text: str) -> None:
+        """Write into the shared file as a worker beside this one would, or one that broke off."""
+        registrations = self.beside.lipschitz_registrations
+        registrations._writer.write(text.encode())
+        registrations._stamp[:START] = os.urandom(START)
+
     def looks(self) -> None:
         """Have a fresh look, and hold the thread that looks ahead."""
         self.is_frozen("s3://b/none")
@@ -62,7 +68,7 @@ class Machine:
 @pytest.fixture
 def machine(empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     shared = tmp_path / "registrations"
-    shared.touch()
+    shared.write_bytes(bytes(START))
     monkeypatch.setenv(VARIABLE, str(shared))
     shutil.copy(empty, tmp_path / "mlflow.db")
     found = Machine(tmp_path)
@@ -104,27 +110,23 @@ def test_what_only_the_database_can_tell_is_asked_there(machine: Machine, tmp_pa
     def add_unheard(name: str) -> None:
         machine.elsewhere.create_model_version("m", f"s3://b/{name}")
 
-    lines = tmp_path / "registrations"
     for name, said in (("run", "null\n"), ("broken", '"s3://b/bro\n'), ("odd", "7\n")):
         machine.looks()
         add_unheard(name)
         assert not machine.is_frozen(f"s3://b/{name}"), "nobody told"
-        with lines.open("a") as stream:
-            stream.write(said)
+        machine.tell(said)
         assert machine.is_frozen(f"s3://b/{name}")
     machine.looks()
     machine.store.create_model_version("m", "runs:/0123/model")
-    assert lines.read_text().splitlines()[-1] == "null"
+    assert (tmp_path / "registrations").read_bytes().splitlines()[-1] == b"null"
 
 
 @pytest.mark.usefixtures("_asked_only")
-def test_a_line_is_not_read_before_it_ends(machine: Machine, tmp_path: Path) -> None:
+def test_a_line_is_not_read_before_it_ends(machine: Machine) -> None:
     machine.looks()
-    with (tmp_path / "registrations").open("a") as stream:
-        stream.write('"s3://b/')
-        stream.flush()
-        assert not machine.is_frozen("s3://b/slow")
-        stream.write('slow"\n')
+    machine.tell('"s3://b/')
+    assert not machine.is_frozen("s3://b/slow")
+    machine.tell('slow"\n')
     assert machine.is_frozen("s3://b/slow")
     assert not machine.is_frozen("s3://b/other")
 

@@ -28,7 +28,7 @@ from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 from mlflow_lipschitz_gate.config import load_config
 from mlflow_lipschitz_gate.gated_store import gated
 from mlflow_lipschitz_gate.install import checked_config
-from mlflow_lipschitz_gate.registrations import VARIABLE, Registrations
+from mlflow_lipschitz_gate.registrations import START, VARIABLE, Registrations
 from servers import Server, Setup, command, environment, free_port, serving, write_config
 from signing import envelope
 from urllib3.connectionpool import HTTPConnectionPool
@@ -100,8 +100,10 @@ def test_a_worker_whose_shared_file_is_gone_keeps_one_of_its_own(monkeypatch: py
     """Whatever tidies up temporary files stops no worker."""
     monkeypatch.setenv(VARIABLE, "/no/such/file")
     registrations = Registrations()
+    before = registrations.stamp
     registrations.announce(["s3://bucket/a"])
-    assert registrations.since(0) == (["s3://bucket/a"], registrations.end)
+    assert registrations.since(START)[0] == ["s3://bucket/a"]
+    assert registrations.stamp != before
 
 
 @pytest.fixture(scope="module")
