@@ -45,7 +45,8 @@ class Write:
     @property
     def is_clear(self) -> bool:
         """Whether it touches nothing for sure, and asking took no look at the database."""
-        return self.frozen.is_fresh and not self.frozen.places.touched_by(self.around)
+        frozen = self.frozen
+        return frozen.is_fresh() and not frozen.places.touched_by(self.around)
 
     def refuse(self) -> None:
         """Raise MlflowException (403) when it touches a place of a registered version."""
@@ -94,6 +95,7 @@ class FrozenPlaces:
         self._looked_at = self._asked_at = float("-inf")
         self._seen: Any = None
         self._heard, self._stamp = START, b""
+        self._stamp_now = registrations.stamp
         self._awake = False
 
     def write(self, root: str, path: str, action: str) -> Write:
@@ -107,7 +109,7 @@ class FrozenPlaces:
         Args:
             around: the target and every folder above it.
         """
-        if not self.is_fresh:
+        if not self.is_fresh():
             self._look(_SECONDS)
         return self.places.touched_by(around)
 
@@ -125,22 +127,22 @@ class FrozenPlaces:
             )
             return {name for name, location, source in rows if key_if_possible(location or source or "") in places}
 
-    @property
     def is_fresh(self) -> bool:
         """Whether asking now takes no look at the database."""
-        if self._registrations.stamp != self._stamp:
+        if self._stamp_now[:START] != self._stamp:
             with self._hearing:
                 self._hear(self._heard, self.places)
         return time.monotonic() - self._looked_at < _SECONDS
 
-    def _hear(self, position: int, places: Places) -> bool:
+    def _hear(self, position: int, *into: Places) -> bool:
         """Add what was announced from `position` on, and say whether that was everything. To be called with the lock."""
         # Read first: what is announced meanwhile changes it again.
-        stamp = self._registrations.stamp
+        stamp = self._stamp_now[:START]
         keys, end = self._registrations.since(position)
-        for key in keys:
-            if key is not None:
-                places.add(key)
+        for places in into:
+            for key in keys:
+                if key is not None:
+                    places.add(key)
         if keys:
             # The next look reads all places: this version may be deleted by then, and the counts be as they were.
             self._seen = None
@@ -161,8 +163,8 @@ class FrozenPlaces:
             seen, places = self._read()
             with self._hearing:
                 self._seen = seen
-                # What was told meanwhile may or may not be among what was read.
-                complete = self._hear(position, places)
+                # What was told meanwhile may or may not be among what was read. Others ask the old places until the end.
+                complete = self._hear(position, places, self.places)
                 self.places = places
                 if complete:
                     self._looked_at = begun

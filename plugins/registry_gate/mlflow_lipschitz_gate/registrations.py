@@ -69,19 +69,14 @@ class Registrations:
         self._reader = open(name, "rb", buffering=0)  # noqa: SIM115 - open as long as the process is
         self._writer = open(name, "ab", buffering=0)  # noqa: SIM115
         with open(name, "r+b") as stream:
-            self._stamp = mmap.mmap(stream.fileno(), START)
-
-    @property
-    def stamp(self) -> bytes:
-        """What changes after each announcement."""
-        return self._stamp[:START]
+            self.stamp = mmap.mmap(stream.fileno(), START)  # what changes after each announcement
 
     def announce(self, uris: Sequence[str]) -> None:
         """Tell all workers that versions with files at `uris` were registered."""
         lines = "".join(json.dumps(_known_key(uri)) + "\n" for uri in uris)
         try:
             self._writer.write(lines.encode())  # at once and at the end, so that no two workers' lines mix
-            self._stamp[:START] = os.urandom(START)
+            self.stamp[:START] = os.urandom(START)
         except OSError as error:
             # The version is registered, so the request has succeeded. The database tells the same, a second later.
             _log.warning("other workers hear late of files that are now frozen: %s", error)

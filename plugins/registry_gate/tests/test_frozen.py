@@ -57,7 +57,7 @@ class Machine:
         """Write into the shared file as a worker beside this one would, or one that broke off."""
         registrations = self.beside.lipschitz_registrations
         registrations._writer.write(text.encode())
-        registrations._stamp[:START] = os.urandom(START)
+        registrations.stamp[:START] = os.urandom(START)
 
     def looks(self) -> None:
         """Have a fresh look, and hold the thread that looks ahead."""

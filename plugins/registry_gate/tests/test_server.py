@@ -100,10 +100,10 @@ def test_a_worker_whose_shared_file_is_gone_keeps_one_of_its_own(monkeypatch: py
     """Whatever tidies up temporary files stops no worker."""
     monkeypatch.setenv(VARIABLE, "/no/such/file")
     registrations = Registrations()
-    before = registrations.stamp
+    before = registrations.stamp[:]
     registrations.announce(["s3://bucket/a"])
     assert registrations.since(START)[0] == ["s3://bucket/a"]
-    assert registrations.stamp != before
+    assert registrations.stamp[:] != before
 
 
 @pytest.fixture(scope="module")
