@@ -103,6 +103,11 @@ def _given(pulled: PulledModel, request: ProposalRequest) -> Given:
     if columns and not any(column.moves for column in columns):
         # Nothing but codes would leave nothing to prove: what varies is then taken for numbers.
         columns = tuple(replace(c, kind="whole") if c.kind == "code" and c.low < c.high else c for c in columns)
+        if not any(column.moves for column in columns):
+            raise InvalidData(
+                f"no column varies in {len(rows)} row{'s' * (len(rows) != 1)}, so nothing says how far values typically move: "
+                "give more rows (--data)"
+            )
     whence = Path(source).name if isinstance(source, (str, Path)) else "the model's input example"
     whence = "the given data" if request.data is not None and not isinstance(source, (str, Path)) else whence
     return Given(pulled.name or "model", output, whence, rows, traced, columns, request.points)

@@ -270,6 +270,10 @@ def test_nothing_to_measure_on_is_refused(command: Command, tmp_path: Path) -> N
         )
     answer = command("policy", "init", f"models:/{name}/1")
     assert (answer.code, "--data" in answer.err) == (2, True)
+    still = tmp_path / "one.csv"
+    flats(1).to_csv(still, index=False)
+    answer = command("policy", "init", f"models:/{name}/1", "--data", still)
+    assert (answer.code, "no column varies in 1 row" in answer.err) == (2, True)
     written = tmp_path / "policy.yaml"
     written.write_text("somebody's decisions")
     name = fresh_name()
