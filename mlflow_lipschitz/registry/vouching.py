@@ -139,7 +139,9 @@ def address_findings(address: str) -> tuple[Finding, ...]:
     if not address.startswith(("runs:", "models:")):
         return ()
     # MLflow's client lays the files of a logged model of that run and name over those of the address.
-    problem = f"its address {address} stands for other places, which may change: register the logged model (models:/m-…)"
+    problem = (
+        f"its address {address} stands for other places, which may change: register the logged model (models:/m-…)"
+    )
     return (Finding("files", problem, False),)
 
 
