@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from mlflow.tracking import MlflowClient
 
@@ -136,13 +137,13 @@ def signature_findings(attestation: Attestation, status: SignatureStatus) -> tup
 
 def address_findings(address: str) -> tuple[Finding, ...]:
     """What is to be said of the place where a version's files are: nothing, where it is one place for everybody, for good."""
-    if not address.startswith(("runs:", "models:")):
+    if urlsplit(address).scheme not in ("runs", "models"):  # in any case, and with blanks: as MLflow reads it
         return ()
     # MLflow's client lays the files of a logged model of that run and name over those of the address.
     problem = (
         f"its address {address} stands for other places, which may change: register the logged model (models:/m-…)"
     )
-    return (Finding("files", problem, False),)
+    return (Finding("address", problem, False),)
 
 
 def evidence_findings(attestation: Attestation, folder: Path) -> tuple[AuditPolicy | None, tuple[Finding, ...]]:

@@ -130,13 +130,14 @@ def test_a_file_added_in_the_artifact_store(name: str, tmp_path: Path) -> None:
     _refused(name, r"not the audited ones: sitecustomize\.py")
 
 
-def test_an_address_that_stands_for_other_places(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["runs", "RUNS", " runs"])
+def test_an_address_that_stands_for_other_places(name: str, tmp_path: Path, scheme: str) -> None:
     """MLflow's client lays files of a logged model over those of a `runs:/` address, whenever that model was logged."""
     client = MlflowClient()
     version = client.get_model_version(name, "1")
     files = artifact_folder(client, str(version.source).removeprefix("models:/"))
     client.log_artifacts(str(version.run_id), str(files), "by-hand")
-    client.create_model_version(name, f"runs:/{version.run_id}/by-hand", version.run_id)
+    client.create_model_version(name, f"{scheme}:/{version.run_id}/by-hand", version.run_id)
     record(name, tmp_path / "e", version="3")
     _refused(name, "stands for other places", version="3")
 

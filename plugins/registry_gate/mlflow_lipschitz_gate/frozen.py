@@ -16,7 +16,7 @@ from mlflow.server import handlers
 from mlflow.store.model_registry.dbmodels.models import SqlModelVersion
 from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 
-from mlflow_lipschitz_gate.places import Key, Places, key_if_possible, key_of_path, upwards, whole_stores
+from mlflow_lipschitz_gate.places import Key, Places, key_if_possible, key_of_path, whole_stores
 from mlflow_lipschitz_gate.refusals import denied
 from mlflow_lipschitz_gate.registrations import START, Registrations
 
@@ -39,18 +39,18 @@ class Write:
     """A write or a deletion that is asked about before, while and after it happens. Finding its place is done once."""
 
     frozen: FrozenPlaces
-    around: tuple[Key, ...]
+    target: Key
     what: str
 
     @property
     def is_clear(self) -> bool:
         """Whether it touches nothing for sure, and asking took no look at the database."""
         frozen = self.frozen
-        return frozen.is_fresh() and not frozen.places.touched_by(self.around)
+        return frozen.is_fresh() and not frozen.places.touched_by(self.target)
 
     def refuse(self) -> None:
         """Raise MlflowException (403) when it touches a place of a registered version."""
-        if self.frozen.touched_by(self.around):
+        if self.frozen.touched_by(self.target):
             raise denied(
                 self.what,
                 ["these are files of a registered model version, which do not change after registration"],
@@ -64,13 +64,13 @@ class Write:
 
         Every protected place that a version of these files holds is looked at again. Raises MlflowException (403) then.
         """
-        if touched := self.frozen.touched_by(self.around):
+        if touched := self.frozen.touched_by(self.target):
             self.frozen.look_again(touched)
             self.refuse()
 
 
 class FrozenPlaces:
-    """The places of all registered versions: told by the workers of this machine, and read from the database every second.
+    """The places of all registered versions: told by the workers of this machine, and read from the database beside the requests.
 
     Args:
         registrations: what the workers of this machine tell each other.
@@ -94,24 +94,21 @@ class FrozenPlaces:
         self._keys: dict[str, Key | None] = {}
         self._looked_at = self._asked_at = float("-inf")
         self._seen: Any = None
-        self._heard, self._stamp = START, b""
-        self._stamp_now = registrations.stamp
+        # What was announced before is in the database, which the first question reads.
+        self._heard, self._stamp = registrations.end, b""
+        self._shared_stamp = registrations.stamp
         self._awake = False
 
     def write(self, root: str, path: str, action: str) -> Write:
         """What is about to be written or deleted: `path` in the repository at `root`."""
         self._stay_awake()
-        return Write(self, upwards(key_of_path(root, path)), f"{action} {path or root}")
+        return Write(self, key_of_path(root, path), f"{action} {path or root}")
 
-    def touched_by(self, around: tuple[Key, ...]) -> set[Key]:
-        """The places that a change at a target touches: those above it, itself, and those below it.
-
-        Args:
-            around: the target and every folder above it.
-        """
+    def touched_by(self, target: Key) -> set[Key]:
+        """The places that a change at `target` touches: those above it, itself, and those below it."""
         if not self.is_fresh():
             self._look(_SECONDS)
-        return self.places.touched_by(around)
+        return self.places.touched_by(target)
 
     def look_again(self, touched: set[Key]) -> None:
         """Look at every protected place that versions of these files hold."""
@@ -129,7 +126,7 @@ class FrozenPlaces:
 
     def is_fresh(self) -> bool:
         """Whether asking now takes no look at the database."""
-        if self._stamp_now[:START] != self._stamp:
+        if self._shared_stamp[:START] != self._stamp:
             with self._hearing:
                 self._hear(self._heard, self.places)
         return time.monotonic() - self._looked_at < _SECONDS
@@ -137,7 +134,7 @@ class FrozenPlaces:
     def _hear(self, position: int, *into: Places) -> bool:
         """Add what was announced from `position` on, and say whether that was everything. To be called with the lock."""
         # Read first: what is announced meanwhile changes it again.
-        stamp = self._stamp_now[:START]
+        stamp = self._shared_stamp[:START]
         keys, end = self._registrations.since(position)
         for places in into:
             for key in keys:
@@ -162,10 +159,10 @@ class FrozenPlaces:
                 position = self._heard
             seen, places = self._read()
             with self._hearing:
-                self._seen = seen
                 # What was told meanwhile may or may not be among what was read. Others ask the old places until the end.
                 complete = self._hear(position, places, self.places)
                 self.places = places
+                self._seen = seen if self._heard == position else None
                 if complete:
                     self._looked_at = begun
 
@@ -190,9 +187,15 @@ class FrozenPlaces:
 
     def _stay_awake(self) -> None:
         self._asked_at = time.monotonic()
-        if not self._awake:
-            self._awake = True
-            threading.Thread(target=self._keep_up, name="lipschitz-gate", daemon=True).start()
+        if self._awake:
+            return
+        with self._hearing:
+            if not self._awake:
+                self._awake = True
+                try:
+                    threading.Thread(target=self._keep_up, name="lipschitz-gate", daemon=True).start()
+                except RuntimeError:
+                    self._awake = False  # no thread to be had: requests look for themselves
 
     def _keep_up(self) -> None:
         """Look ahead of the requests, so that none waits for the database, until there have been none for a while."""

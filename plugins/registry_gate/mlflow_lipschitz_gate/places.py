@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import posixpath
 import stat
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, lru_cache
 from urllib.parse import unquote, urlsplit
 
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.server import handlers
 from mlflow.server.constants import ARTIFACT_ROOT_ENV_VAR, ARTIFACTS_DESTINATION_ENV_VAR
 from mlflow.utils.file_utils import local_file_uri_to_path
@@ -21,12 +23,18 @@ from mlflow_lipschitz_gate.storage import without_run
 
 # A place as text: scheme, host and path, without a slash at its end.
 Key = str
+# No store has longer addresses: 1,024 characters in buckets, 4,096 on disks, 8,000 in HDFS.
+_LONGEST = 8192
+_AFTER_SLASH = chr(ord("/") + 1)
+_GONE = tuple(map(ErrorCode.Name, (RESOURCE_DOES_NOT_EXIST, INVALID_PARAMETER_VALUE)))
 
 
 def key_of(uri: str) -> Key:
     """The place behind a URI, one text for all its spellings: proxied, local, percent-encoded, with links or dots."""
-    with contextlib.suppress(MlflowException):  # a run that is gone keeps no files to protect
-        uri = without_run(uri)
+    return _key_of_place(_without_run(uri))
+
+
+def _key_of_place(uri: str) -> Key:
     parts = urlsplit(uri)
     scheme = parts.scheme.lower()
     if scheme in ("http", "https", "mlflow-artifacts") and handlers._is_servable_proxied_run_artifact_root(uri):
@@ -37,14 +45,29 @@ def key_of(uri: str) -> Key:
 
 
 def key_if_possible(uri: str) -> Key | None:
-    """`key_of`; None where no file can be: a NUL in a path, brackets that no address has, another machine's disk.
+    """`key_of`; None where no file can be: a NUL in a path, brackets that no address has, another machine's disk, an endless path.
 
-    Whoever registers that must not stop everybody's uploads. No promotion reads it either.
+    Whoever registers that must not stop everybody's uploads. No promotion reads it either. Raises MlflowException when the
+    database does not tell where a run keeps its files.
     """
     try:
-        return key_of(uri)
+        settled = _without_run(uri)
+    except ValueError:
+        return None
+    try:
+        key = _key_of_place(settled)
     except (ValueError, MlflowException):
         return None
+    return key if len(key) <= _LONGEST else None
+
+
+def _without_run(uri: str) -> str:
+    try:
+        return without_run(uri)
+    except MlflowException as error:
+        if error.error_code in _GONE:
+            return uri  # a run that is gone keeps no files to protect
+        raise
 
 
 def key_of_path(root: str, path: str) -> Key:
@@ -125,13 +148,14 @@ def store_roots(more: Sequence[str]) -> frozenset[Key]:
 
 def whole_stores(more: Sequence[str]) -> frozenset[Key]:
     """The stores this server guards, and everything above them."""
-    return frozenset(above for root in store_roots(more) for above in upwards(root))
+    return frozenset(above for root in store_roots(more) for above in _upwards(root))
 
 
 def is_inside(uri: str, more: Sequence[str]) -> bool:
     """Whether `uri` lies in one of these stores, and is not one of them as a whole."""
     roots = store_roots(more)
-    return any(above in roots for above in upwards(key_of(uri))[1:])
+    key = key_of(uri)
+    return any(above in roots for above in _upwards(key) if above != key)
 
 
 class Places:
@@ -143,31 +167,32 @@ class Places:
     """
 
     def __init__(self, found: Iterable[Key], never: frozenset[Key]) -> None:
-        self._never = never
-        self._found: set[Key] = set()
-        self._above: set[Key] = set()
-        for place in found:
-            self.add(place)
+        self._never, self._lock = never, threading.Lock()
+        self._found = set(found) - never
+        self._sorted = sorted(self._found)
+        self._longest = max(map(len, self._sorted), default=0)
 
     def add(self, place: Key) -> None:
         """Take one more place in, unless it is one of `never`."""
         if place not in self._never and place not in self._found:
-            self._above.update(upwards(place)[1:])
+            with self._lock:
+                insort(self._sorted, place)
+            self._longest = max(self._longest, len(place))
             self._found.add(place)
 
-    def touched_by(self, around: Sequence[Key]) -> set[Key]:
-        """The places that a change at a target touches, given `upwards(target)`: above it, itself, and below it."""
-        if not around or (around[0] not in self._above and self._found.isdisjoint(around)):
-            return set()
-        # A copy, made at once: another thread may add a place.
-        below = {place for place in list(self._found) if place.startswith(around[0] + "/")}
-        return below.union(self._found.intersection(around))
+    def touched_by(self, target: Key) -> set[Key]:
+        """The places that a change at `target` touches: those above it, itself, and those below it."""
+        touched = self._found.intersection(_upwards(target, self._longest))
+        with self._lock:
+            begin, end = bisect_left(self._sorted, target + "/"), bisect_left(self._sorted, target + _AFTER_SLASH)
+            return touched.union(self._sorted[begin:end]) if begin < end else touched
 
 
-def upwards(place: Key) -> tuple[Key, ...]:
-    """The place itself and every folder above it."""
-    found = []
+def _upwards(place: Key, longest: int | None = None) -> Iterator[Key]:
+    """The place itself and every folder above it; only those of at most `longest` characters, if that is given."""
+    if longest is not None and len(place) > longest:
+        # Where every letter is a folder, all of them together are a thousand times what a client sent.
+        place = place[: longest + 1].rpartition("/")[0]
     while place:
-        found.append(place)
+        yield place
         place = place.rpartition("/")[0]
-    return tuple(found)

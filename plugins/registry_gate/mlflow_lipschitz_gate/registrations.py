@@ -1,13 +1,14 @@
 """The places of versions that were registered since a server started, told by each of its workers to all the others.
 
-Asking the database at every upload which versions are new would cost a fifth of the upload. So the workers share a file: who
-registered a version adds a line, and who is asked to write a file first reads what was added.
+An upload that follows a registration would be a fifth slower if it had to ask the database which versions are new. So the workers
+share a file: who registered a version adds a line, and who is asked to write a file first reads what was added.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import json
 import logging
 import mmap
@@ -62,8 +63,11 @@ class Registrations:
         try:
             self._open(os.environ[VARIABLE])
         except (OSError, ValueError):
-            # Something tidied up the folder of temporary files: others hear of this worker by the database, a second later.
+            # Something tidied up the folder of temporary files, or gunicorn changed the user.
             self._open(_new_file())
+            _log.warning(
+                "workers of this server hear of each other's registrations by the database only, a second later"
+            )
 
     def _open(self, name: str) -> None:
         self._reader = open(name, "rb", buffering=0)  # noqa: SIM115 - open as long as the process is
@@ -71,23 +75,29 @@ class Registrations:
         with open(name, "r+b") as stream:
             self.stamp = mmap.mmap(stream.fileno(), START)  # what changes after each announcement
 
+    @property
+    def end(self) -> int:
+        """Where the next announcement will be."""
+        return os.fstat(self._reader.fileno()).st_size
+
     def announce(self, uris: Sequence[str]) -> None:
         """Tell all workers that versions with files at `uris` were registered."""
-        lines = "".join(json.dumps(_known_key(uri)) + "\n" for uri in uris)
+        lines = "".join(json.dumps(_known_key(uri)) + "\n" for uri in uris).encode()
         try:
-            self._writer.write(lines.encode())  # at once and at the end, so that no two workers' lines mix
+            # At once and at the end, so that no two workers' lines mix.
+            if self._writer.write(lines) != len(lines):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self.stamp[:START] = os.urandom(START)
         except OSError as error:
             # The version is registered, so the request has succeeded. The database tells the same, a second later.
-            _log.warning("other workers hear late of files that are now frozen: %s", error)
+            _log.warning("workers hear late of files that are now frozen: %s", error)
 
     def since(self, position: int) -> tuple[list[Key | None], int]:
-        """What was announced from `position` on, and where that ends. None stands for what only the database can tell.
-
-        One thread at a time may ask.
-        """
-        self._reader.seek(position)
-        data = self._reader.readall()
+        """What was announced from `position` on, and where that ends. None stands for what only the database can tell."""
+        data = b""
+        # Not seek and read: workers that gunicorn forked after loading the app share one position.
+        while chunk := os.pread(self._reader.fileno(), 1 << 20, position + len(data)):
+            data += chunk
         whole = data[: data.rfind(b"\n") + 1]
         return [_read(line) for line in whole.splitlines()], position + len(whole)
 
