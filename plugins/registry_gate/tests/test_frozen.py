@@ -22,7 +22,7 @@ from mlflow_lipschitz_gate import frozen as frozen_module
 from mlflow_lipschitz_gate.config import load_config
 from mlflow_lipschitz_gate.frozen import FrozenPlaces
 from mlflow_lipschitz_gate.gated_store import gated
-from mlflow_lipschitz_gate.places import Places, key_if_possible
+from mlflow_lipschitz_gate.places import Places, _upwards, key_if_possible
 from mlflow_lipschitz_gate.registrations import START, VARIABLE, Registrations
 
 
@@ -187,6 +187,11 @@ def test_what_a_request_hears_during_a_look_is_not_lost(machine: Machine, monkey
     monkeypatch.setattr(machine.frozen, "_read", slow_read)
     machine.frozen._look(0)
     assert machine.is_frozen("s3://b/meanwhile")
+    monkeypatch.setattr(machine.frozen, "_read", read)
+    machine.frozen._look(0)
+    assert not machine.is_frozen("s3://b/meanwhile"), (
+        "it was gone before the next look, and the counts are as they were"
+    )
 
 
 @pytest.mark.usefixtures("_asked_only")
@@ -356,6 +361,7 @@ def test_what_lies_in_what() -> None:
     places = Places(["s3://b/x", "s3://b/x-1", "s3://b/x/deep/er", "s3://b/y/z"], frozenset({"s3://b"}))
     places.add("s3://b/y/a")
     places.add("s3://b")
+    places.add("s3://b/x01")
     for target, touched in {
         "s3://b/x/deep": {"s3://b/x", "s3://b/x/deep/er"},
         "s3://b/x": {"s3://b/x", "s3://b/x/deep/er"},
@@ -365,7 +371,7 @@ def test_what_lies_in_what() -> None:
         "s3://b/y/": set(),
         "s3://b/z": set(),
         "s3://c": set(),
-        "s3://b": {"s3://b/x", "s3://b/x-1", "s3://b/x/deep/er", "s3://b/y/z", "s3://b/y/a"},
+        "s3://b": {"s3://b/x01", "s3://b/x", "s3://b/x-1", "s3://b/x/deep/er", "s3://b/y/z", "s3://b/y/a"},
     }.items():
         assert places.touched_by(target) == touched, target
 
@@ -379,6 +385,7 @@ def test_an_endless_address_takes_little_memory() -> None:
         assert places.touched_by(f"s3://b/x/{endless}f") == {"s3://b/x"}
         assert places.touched_by(f"s3://b/y/{endless}f") == set()
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        assert len(list(_upwards(f"s3://b/x/{endless}f", 10))) < 10
     finally:
         tracemalloc.stop()
     assert key_if_possible(f"s3://b/{endless}") is None
