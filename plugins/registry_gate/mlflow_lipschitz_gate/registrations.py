@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy
+from mlflow.exceptions import MlflowException
 from mlflow.store.model_registry.dbmodels.models import SqlModelVersion
 
 from mlflow_lipschitz_gate.places import Key, key_if_possible
@@ -123,7 +124,12 @@ def _note(_mapper: Any, _connection: Any, version: SqlModelVersion) -> None:
 
 def _known_key(uri: str) -> Key | None:
     # Finding the place of a run takes a query, which is left to whoever needs the answer.
-    return None if uri.startswith("runs:") else key_if_possible(uri)
+    if uri.startswith("runs:"):
+        return None
+    try:
+        return key_if_possible(uri)
+    except MlflowException:
+        return None  # a run in another spelling, and a database that does not answer: the version is registered all the same
 
 
 def _read(line: bytes) -> Key | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.server import handlers
 from mlflow.server.constants import ARTIFACT_ROOT_ENV_VAR
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
@@ -55,8 +56,13 @@ def without_run(uri: str) -> str:
     """`runs:/ID/path` as the place where that run keeps its artifacts; other URIs as they are. Raises MlflowException."""
     if urlparse(uri).scheme != "runs":
         return uri
-    run_id, path = RunsArtifactRepository.parse_runs_uri(uri)
-    return append_to_uri_path(handlers._get_tracking_store().get_run(run_id).info.artifact_uri, path)
+    try:
+        run_id, path = RunsArtifactRepository.parse_runs_uri(uri)
+    except MlflowException as error:
+        # Said as what it is: this address will never be one, whatever the database answers.
+        raise MlflowException(str(error), INVALID_PARAMETER_VALUE) from error
+    root = handlers._get_tracking_store().get_run(run_id).info.artifact_uri
+    return append_to_uri_path(root, path) if path else root  # `runs:/ID` is all of the run
 
 
 def fixed_place_problems(uri: str) -> list[str]:

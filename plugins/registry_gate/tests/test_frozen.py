@@ -337,6 +337,24 @@ def test_the_thread_that_looks_ahead_survives_the_database_and_ends_when_nobody_
     assert until(lambda: bool(machine.statements))
 
 
+def test_addresses_of_runs_that_name_no_file_stop_nobody(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a run, no run, and another spelling: each is read, and each is told without failing the registration."""
+    run = SimpleNamespace(info=SimpleNamespace(artifact_uri="s3://b/run"))
+    monkeypatch.setattr(handlers, "_get_tracking_store", lambda: SimpleNamespace(get_run=lambda _: run))
+    run_id = "0" * 32
+    machine.looks()
+    for uri in (f"runs:/{run_id}", "runs:/", "runs:", f"RUNS:/{run_id}/", f"runs://profile/{run_id}/m"):
+        machine.store.create_model_version("m", uri)
+        assert not machine.is_frozen("s3://b/other")
+    assert machine.is_frozen("s3://b/run/anything")
+
+    def away(_: str) -> Any:
+        raise MlflowException("the database is locked", TEMPORARILY_UNAVAILABLE)
+
+    monkeypatch.setattr(handlers, "_get_tracking_store", lambda: SimpleNamespace(get_run=away))
+    machine.store.lipschitz_registrations.announce([f"RUNS:/{run_id}/m"])
+
+
 IMPOSSIBLE = ("mlflow-artifacts:/0//a%00", "/a/../b\0", "s3://[x", "file://elsewhere/x", "file:///a//\ud800")
 
 
